@@ -101,7 +101,7 @@ def report(run: str | Path | Run, path: str | Path | None = None) -> Path:
         ("task", m.task),
         ("seed", str(m.seed)),
         ("step", str(steps[-1] if steps else 0)),
-        (m.plugin, m.plugin_version),
+        *([(m.plugin, m.plugin_version or "")] if m.plugin else []),
         ("headwater", m.core_version),
         ("torch", m.torch),
         ("made", m.created),

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from headwater import registry, seeding
 from headwater.config import FitConfig
 from headwater.errors import HeadwaterError, NonFinite, RunError
+from headwater.hookspecs import FIT_HOOKS
 from headwater.progress import Progress
 from headwater.run import Run
 from headwater.state import save_state
@@ -74,9 +75,9 @@ class Fit:
         self.state: dict[str, Any] = {}
         self.reason = "done"
         self._stop: str | None = None
-        self._pending: list[dict[str, Tensor]] = []
+        self._pending: list[Mapping[str, Tensor | float]] = []
         self._last_metrics: dict[str, float] = {}
-        self._hooks = {name: registry.implementations(name) for name in registry.FIT_HOOKS} if self.main else {}
+        self._hooks = {name: registry.implementations(name) for name in FIT_HOOKS} if self.main else {}
         self._averages: dict[str, AveragedModel] = {}
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
@@ -191,21 +192,26 @@ class Fit:
 
     def _log(self) -> None:
         """Average the pending metrics (the one wait for the device), check them, write a line."""
-        pending, self._pending = self._pending, []
-        if not pending:
+        means = self._means()
+        if not means:
             return
-        names = list(dict.fromkeys(name for metrics in pending for name in metrics))
-        means = {
-            name: float(torch.stack([m[name].detach().float().mean() for m in pending if name in m]).mean())
-            for name in names
-        }
-        for name, value in means.items():
-            if name.startswith("loss") and not math.isfinite(value):
-                self._non_finite(f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}")
+        self._pending = []
         self._last_metrics = means
         seconds = time.perf_counter() - self._started
         rate = (self.step - self._started_at) / seconds if seconds > 0 else 0.0
         self._write({**means, "steps_per_second": rate})
+
+    def _means(self) -> dict[str, float]:
+        """The averages of the pending metrics; a loss among them that is not finite ends the run."""
+        pending = self._pending
+        names = dict.fromkeys(name for metrics in pending for name in metrics)
+        means = {
+            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean()) for name in names
+        }
+        for name, value in means.items():
+            if name.startswith("loss") and not math.isfinite(value):
+                self._non_finite(f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}")
+        return means
 
     def _validate(self) -> None:
         with torch.no_grad():
@@ -254,7 +260,7 @@ class Fit:
 
     def save(self) -> None:
         """Write the checkpoint of the step reached; nothing is written where a value is not finite."""
-        self._log()
+        self._means()
         if self.run.checkpoints()[-1:] == [self.step]:
             return
         trainer, fabric = self.trainer, self.fabric
@@ -293,6 +299,7 @@ class Fit:
             "schedulers": {name: s.state_dict() for name, s in self.trainer.schedulers.items()},
             "averaged": {name: int(average.n_averaged) for name, average in self._averages.items()},
             "hooks": self.state,
+            "pending": [{name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending],
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -332,6 +339,7 @@ class Fit:
         for name, stateful in trainer.stateful.items():
             stateful.load_state_dict(own["stateful"][name])
         self.state = training["hooks"]
+        self._pending = training["pending"]
         self.step = int(model["step"])
         seeding.restore_global_state(own["global"])
 
@@ -349,6 +357,10 @@ class Fit:
                 print(f"{name} of the plugin {plugin} failed and is off for this run: {error!r}", file=sys.stderr)
                 for implementations in self._hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
+
+
+def _scalar(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value).detach().float().mean()
 
 
 def modules_to(modules: Mapping[str, nn.Module], place: Place, precision: str) -> None:

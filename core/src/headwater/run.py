@@ -46,8 +46,8 @@ class Manifest(BaseModel):
     stage: str
     task: str
     sampler: str
-    plugin: str
-    plugin_version: str
+    plugin: str | None
+    plugin_version: str | None
     core_version: str
     seed: int
     processes: int = 1

@@ -17,6 +17,7 @@ import torch
 from headwater import registry, seeding
 from headwater.config import merge, validate
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError, near
+from headwater.hookspecs import SAMPLE_HOOKS
 from headwater.progress import Progress
 from headwater.resolve import Plan
 from headwater.run import Run
@@ -234,7 +235,7 @@ class _SampleHooks:
 
     def __init__(self, job: SampleJob) -> None:
         self.job = job
-        self.hooks = {name: registry.implementations(name) for name in registry.SAMPLE_HOOKS}
+        self.hooks = {name: registry.implementations(name) for name in SAMPLE_HOOKS}
 
     def call(self, name: str, **arguments: Any) -> None:
         for plugin, implementation in list(self.hooks[name]):

@@ -217,7 +217,7 @@ def _no_condition(model: Any) -> Any:
 
 def check_workers(bench: Bench) -> None:
     """Two worker processes write the same file as one."""
-    if registry.owner("method", bench.method).distribution == "":
+    if registry.owner("method", bench.method).distribution is None:
         return  # registered from a script: worker processes do not know it
     model = bench.model()
     suffix = model.sampler().writer.suffixes[0]
@@ -242,7 +242,7 @@ def check_metrics_and_report(bench: Bench) -> None:
 
 def check_command_line(bench: Bench) -> None:
     """``headwater sample`` works from the command line on a trained run."""
-    if registry.owner("method", bench.method).distribution == "":
+    if registry.owner("method", bench.method).distribution is None:
         return
     suffix = bench.model().sampler().writer.suffixes[0]
     out = bench.folder / f"cli{suffix}"

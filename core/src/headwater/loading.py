@@ -1,0 +1,310 @@
+"""Loading one plugin: find it, import it with its output caught, check its hooks, take what they return.
+
+No exception of a plugin gets out of here: it ends in the plugin's record, with a remedy to paste.
+"""
+
+import contextlib
+import functools
+import io
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import importlib_metadata
+import pluggy
+from importlib_metadata import EntryPoint
+
+from headwater import hookspecs
+from headwater.entries import API, Entry, MethodEntry, SamplerEntry, StageEntry, TaskEntry
+from headwater.errors import near
+from headwater.remedies import Broken, Distribution, explain, normal, one_line
+
+__all__ = ["Loaded", "Plugin", "Point", "collect", "find", "load"]
+
+GROUP = "headwater"
+RETURNS: dict[str, type[Entry]] = {
+    "headwater_methods": MethodEntry,
+    "headwater_trainers": StageEntry,
+    "headwater_samplers": SamplerEntry,
+    "headwater_tasks": TaskEntry,
+}
+HOOKS = (*RETURNS, *hookspecs.FIT_HOOKS, *hookspecs.SAMPLE_HOOKS)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What is known about one plugin.
+
+    ``distribution`` and ``version`` are ``None`` for what a script registered. ``stages`` and ``samplers`` are those
+    that it adds to methods of other plugins, as ``"method/name"``. ``methods`` and ``tasks`` of a broken plugin are
+    those that it would have, as far as they are known. ``clashes`` says what of it is left out, and why.
+    ``output`` is what importing it printed or warned.
+    """
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+    api: int | None = None
+    state: Literal["loaded", "broken", "disabled"] = "loaded"
+    error: str | None = None
+    remedy: str | None = None
+    methods: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    samplers: tuple[str, ...] = ()
+    clashes: tuple[str, ...] = ()
+    output: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.distribution} {self.version or ''}".strip() if self.distribution else "this script"
+        return f"{self.name!r} ({where})"
+
+
+@dataclass
+class Point:
+    """Where a plugin was found; without an ``entry``, ``error`` says why its entry point cannot be read."""
+
+    name: str
+    dist: Distribution
+    entry: EntryPoint | None = None
+    error: Exception | None = None
+    clashes: tuple[str, ...] = ()
+
+
+@dataclass
+class Loaded:
+    """A plugin's record and what it registers; ``objects`` are classes of a script by their import string."""
+
+    plugin: Plugin
+    dist: Distribution | None = None
+    api: int | None = None
+    entries: dict[str, list[Any]] = field(default_factory=lambda: {hook: [] for hook in RETURNS})
+    hooks: dict[str, pluggy.HookImpl] = field(default_factory=dict)
+    objects: dict[str, object] = field(default_factory=dict)
+
+
+def find() -> list[Point]:
+    """All plugins installed, in the order of their distributions' names; each plugin name is given once.
+
+    Of two plugins of one name, that of the distribution ``headwater-<name>`` keeps it, else the first in the
+    alphabet; the other goes by the name of its distribution.
+    """
+    points = []
+    for source, entry, error in _entries():
+        fallback = normal(entry.value.partition(":")[0].partition(".")[0]) if entry else "unknown"
+        try:
+            dist = Distribution.read(source, fallback)
+        except Exception as unreadable:
+            dist, entry, error = Distribution(fallback), None, unreadable
+        points.append(Point(entry.name if entry else normal(dist.name), dist, entry, error))
+    points.sort(key=lambda p: (normal(p.dist.name), p.name))
+    taken: dict[str, str] = {}
+    for point in sorted(points, key=lambda p: normal(p.dist.name) != f"headwater-{p.name}"):
+        while point.name in taken:
+            point.clashes += (f"its name {point.name!r} belongs to {taken[point.name]}",)
+            point.name = normal(point.dist.name) if len(point.clashes) == 1 else point.name + "-2"
+        taken[point.name] = point.dist.name
+    return points
+
+
+def _entries() -> Iterator[tuple[Any, EntryPoint | None, Exception | None]]:
+    try:
+        found = [(entry.dist, entry, None) for entry in importlib_metadata.entry_points(group=GROUP)]
+    except Exception:
+        pass  # one damaged file spoils the whole list: go through the distributions one by one
+    else:
+        yield from found
+        return
+    seen = set()
+    for dist in importlib_metadata.distributions():
+        try:
+            key = normal(dist.metadata["Name"])
+            for entry in dist.entry_points.select(group=GROUP) if key not in seen else ():
+                yield dist, entry, None
+            seen.add(key)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                if f"[{GROUP}]" in (dist.read_text("entry_points.txt") or ""):
+                    yield dist, None, error
+
+
+def load(point: Point) -> Loaded:
+    """Import the plugin at ``point`` and take what it registers; a broken one registers nothing."""
+    loaded = Loaded(Plugin(point.name), point.dist)
+    output: list[str] = []
+    reason = remedy = None
+    try:
+        if point.entry is None:
+            raise Broken(f"its metadata cannot be read: {one_line(point.error or Exception())}")
+        _check_core(point.dist)
+        with _caught(output):
+            collect(point.entry.load(), loaded)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, SystemExit included
+        wanted = point.entry.value.partition(":")[0].strip() if point.entry else ""
+        reason, remedy = explain(error, point.dist, wanted)
+    loaded.plugin = Plugin(
+        point.name,
+        point.dist.name,
+        point.dist.version,
+        loaded.api,
+        "broken" if reason else "loaded",
+        reason,
+        remedy,
+        methods=tuple(entry.name for entry in loaded.entries["headwater_methods"]),
+        tasks=tuple(entry.name for entry in loaded.entries["headwater_tasks"]),
+        clashes=point.clashes,
+        output="".join(output).strip(),
+    )
+    return Loaded(loaded.plugin, point.dist) if reason else loaded
+
+
+@contextlib.contextmanager
+def _caught(output: list[str]) -> Iterator[None]:
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, "utf-8", write_through=True)  # plugins may want sys.stdout.buffer
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(stream))
+        stack.enter_context(contextlib.redirect_stderr(stream))
+        warned = stack.enter_context(warnings.catch_warnings(record=True)) or []
+        try:
+            yield
+        finally:
+            if not buffer.closed:
+                output.append(buffer.getvalue().decode("utf-8", "replace"))
+            output.extend(f"\n{w.category.__name__}: {w.message}" for w in warned)
+
+
+def _check_core(dist: Distribution) -> None:
+    core = _core_version()
+    for text in dist.requires:
+        if core and re.match(r"headwater(?![-\w.])", text):
+            wanted, fits, too_old = _compare(text, core)
+            if not fits:
+                remedy = f"pip install '{wanted}'" if too_old else None
+                raise Broken(f"it needs {wanted}, but headwater {core} is installed", remedy)
+
+
+@functools.cache
+def _core_version() -> str | None:
+    try:
+        return importlib_metadata.version("headwater")
+    except importlib_metadata.PackageNotFoundError:
+        return None  # run from a source tree: nothing to compare with
+
+
+@functools.cache
+def _compare(text: str, core: str) -> tuple[str, bool, bool]:
+    """The requirement, whether ``core`` meets it, and whether ``core`` is too old for it."""
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    requirement = Requirement(text)
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    fits = not applies or requirement.specifier.contains(core, prereleases=True)
+    bounds = [
+        s.version.removesuffix(".*") for s in requirement.specifier if s.operator in (">=", ">", "==", "~=")
+    ]
+    return f"headwater{requirement.specifier}", fits, any(Version(b) > Version(core) for b in bounds)
+
+
+def collect(found: Any, loaded: Loaded, api_needed: bool = True) -> None:
+    """Check the module or object ``found`` and put what it registers into ``loaded``.
+
+    Raises:
+        Broken: a hook has an unknown name or wrong arguments, returns the wrong thing, or there is none.
+    """
+    module = sys.modules.get(getattr(found, "__module__", ""))
+    api = getattr(found, "API", getattr(module, "API", None))
+    if api is None and api_needed:
+        raise Broken(f"it does not say for which plugin API it was written; this headwater has API = {API}")
+    if api is not None and api != API:
+        remedy = "pip install --upgrade headwater" if isinstance(api, int) and api > API else None
+        raise Broken(f"it was written for plugin API {api!r}; this headwater has API {API}", remedy)
+    loaded.api = api
+    hooks = _hooks(found, loaded.plugin.name)
+    for name, kind in RETURNS.items():
+        if name in hooks:
+            loaded.entries[name] = _returned(name, kind, hooks.pop(name).function())
+    if not hooks and not any(loaded.entries.values()):
+        raise Broken("it registers nothing: its hooks return empty lists")
+    _check_names(loaded.entries)
+    loaded.hooks = hooks
+
+
+class _Manager(pluggy.PluginManager):
+    """Holds the hook specs, and one plugin at a time while it is checked: pluggy scans all it holds each time."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        # Most names in a module are no functions, and pluggy's look at each would cost half of importing it.
+        if isinstance(plugin, types.ModuleType) and not isinstance(
+            vars(plugin).get(name), types.FunctionType
+        ):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+@functools.cache
+def _manager() -> _Manager:
+    manager = _Manager("headwater")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _hooks(found: Any, name: str) -> dict[str, pluggy.HookImpl]:
+    manager = _manager()
+    hooks = {}
+    try:
+        manager.register(found, name)
+        for caller in manager.get_hookcallers(found) or ():
+            hook, *more = caller.get_hookimpls()
+            if more:
+                raise Broken(f"it implements {caller.name} twice")
+            if not caller.has_spec() and not hook.optionalhook:
+                raise Broken(f"there is no hook {caller.name!r}{near(caller.name, HOOKS)}")
+            if hook.wrapper or hook.hookwrapper:
+                raise Broken(f"{caller.name} is a hook wrapper, which headwater does not call")
+            if caller.has_spec():
+                hooks[caller.name] = hook
+    except pluggy.PluginValidationError as error:
+        raise Broken(" ".join(str(error).split())) from error
+    finally:
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
+    if not hooks:
+        unmarked = [n for n in dir(found) if n in HOOKS]
+        why = f"{unmarked[0]} lacks the mark @hookimpl" if unmarked else "it has no function marked @hookimpl"
+        raise Broken(f"it registers nothing: {why}")
+    return hooks
+
+
+def _returned(hook: str, kind: type[Entry], value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise Broken(f"{hook} returns {type(value).__name__}, not a list of {kind.__name__}")
+    strange = [type(item).__name__ for item in value if not isinstance(item, kind)]
+    if strange:
+        raise Broken(f"{hook} returns a list with {strange[0]} in it, not only {kind.__name__}")
+    return list(value)
+
+
+def _check_names(entries: dict[str, list[Any]]) -> None:
+    def once(what: str, names: Iterable[str]) -> None:
+        listed = list(names)
+        if len(set(listed)) < len(listed):
+            raise Broken(f"it registers {what} {max(listed, key=listed.count)!r} twice")
+
+    once("task", (entry.name for entry in entries["headwater_tasks"]))
+    once("method", (entry.name for entry in entries["headwater_methods"]))
+    for method in entries["headwater_methods"]:
+        for what in ("stages", "samplers", "operations"):
+            once(f"in the {what} of {method.name!r}", (entry.name for entry in getattr(method, what)))
+    for hook in ("headwater_trainers", "headwater_samplers"):
+        once(f"by {hook}", (f"{entry.method}/{entry.name}" for entry in entries[hook]))
+        for entry in entries[hook]:
+            if entry.method is None:
+                raise Broken(f"{hook}: {entry.name!r} does not say for which method it is")
