@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 from headwater import DataError, Task, UsageError
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["MASKED", "Environment", "Samples", "log_policy"]
 
@@ -98,6 +98,10 @@ class Environment(Task):
         """The backward actions (B,) that undo the actions ``a`` (no STOP) taken in ``s``; the same numbers here."""
         return a
 
+    def forward_action(self, s: Tensor, b: Tensor) -> Tensor:
+        """The actions (B,) that lead back to ``s`` from its parents ``undo(s, b)``; the same numbers here."""
+        return b
+
     def same_child(self, s: Tensor, a: Tensor) -> Tensor | None:
         """Which actions (B, n_actions) lead from ``s`` to the same child as ``a``; ``None`` where only ``a`` does.
 
@@ -148,6 +152,32 @@ class Environment(Task):
     def n_modes(self) -> int | None:
         """How many modes there are, where that is known."""
         return None
+
+    # Samples
+
+    def make_policy(self, hidden: tuple[int, ...], activation: str) -> nn.Module:
+        """An untrained policy network for this environment; see :class:`headwater_gfn.networks.Policy`."""
+        from headwater_gfn.networks import MLPPolicy
+
+        return MLPPolicy(self.n_features, self.n_actions, self.n_backward, hidden, activation)
+
+    def metrics(self, samples: Samples) -> dict[str, float]:
+        """Mean log-reward, mean reward of the 100 best different objects, share of different ones, modes found."""
+        keys = self.key(samples.x)
+        _, inverse = torch.unique(keys, return_inverse=True)
+        first = torch.full((int(inverse.max()) + 1,), len(keys)).scatter_reduce(
+            0, inverse, torch.arange(len(keys)), "amin"
+        )
+        best = samples.log_reward[first].double()
+        found = {
+            "mean_log_reward": float(samples.log_reward.double().mean()),
+            "top_100_reward": float(best.topk(min(100, len(best))).values.exp().mean()),
+            "different": len(first) / len(keys),
+        }
+        modes = self.modes(samples.x)
+        if modes is not None:
+            found["modes"] = float(len(torch.unique(modes[modes >= 0])))
+        return found
 
     # Files: terminal states in the domain's own words
 
