@@ -11,11 +11,15 @@ import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from headwater import DataError, Task, UsageError
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from headwater.reporting import Panel
+    from headwater.run import Run
 
 __all__ = ["MASKED", "Environment", "Samples", "log_policy"]
 
@@ -178,6 +182,17 @@ class Environment(Task):
         if modes is not None:
             found["modes"] = float(len(torch.unique(modes[modes >= 0])))
         return found
+
+    # Pictures
+
+    def pictures(self, policies: dict[str, Any]) -> "list[Panel]":
+        """What can be shown of trained ``policies`` (by name) on this environment, one beside the other."""
+        return []
+
+    def panels(self, run: "Run") -> "list[Panel]":
+        from headwater.sampling import Model
+
+        return self.pictures({"learned": Model(run, device="cpu").modules["policy"]})
 
     # Files: terminal states in the domain's own words
 

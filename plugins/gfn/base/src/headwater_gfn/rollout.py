@@ -186,7 +186,7 @@ def _walk_table(
                 rows = going.nonzero().squeeze(1)
                 live, s = rows if live is None else live[rows], s[rows]
     states = states[: t + 1].cummax(0).values  # numbers grow along a trajectory: this repeats the last state
-    inner = (states < environment.n_inner).sum(0)
+    inner = (states < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
     longest = int(inner.max())
     return Trajectories(states[: longest + 1], actions[:longest], inner)
 

@@ -4,13 +4,16 @@ This serves two ends: exact diagnostics by dynamic programming, and fast rollout
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from headwater import UsageError
 from torch import Tensor
 
 from headwater_gfn.environment import Environment, Samples
+
+if TYPE_CHECKING:
+    from headwater.reporting import Panel
 
 __all__ = ["LIMIT", "TableEnvironment", "tabulate"]
 
@@ -189,8 +192,8 @@ class TableEnvironment(Environment):
     def write(self, samples: Samples, path: Path, start: int = 0) -> None:
         self.of.write(samples, path, start)
 
-    def panels(self, run: Any) -> Any:
-        return self.of.panels(run)
+    def pictures(self, policies: dict[str, Any]) -> "list[Panel]":
+        return self.of.pictures(policies)
 
 
 def tabulate(environment: Environment, most: int = 400_000, device: torch.device | str = "cpu") -> Environment:

@@ -152,7 +152,7 @@ class HyperGrid(Environment):
         plane = grid.sum(tuple(range(2, d))) if d > 2 else grid.reshape(1, h) if d == 1 else grid
         return [[float(v) for v in row] for row in plane.tolist()]
 
-    def panels(self, run: Any) -> list[Panel]:
+    def pictures(self, policies: dict[str, Any]) -> list[Panel]:
         from headwater_gfn.reporting import landscape_panels
 
-        return landscape_panels(self, run)
+        return landscape_panels(self, policies)

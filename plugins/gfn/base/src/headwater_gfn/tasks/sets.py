@@ -189,10 +189,10 @@ class SetGeneration(Environment):
             row[items] = 1
         return x
 
-    def panels(self, run: Any) -> list[Panel]:
+    def pictures(self, policies: dict[str, Any]) -> list[Panel]:
         from headwater_gfn.reporting import ranking_panels
 
-        return ranking_panels(self, run)
+        return ranking_panels(self, policies)
 
 
 def _energy_function(string: str) -> Callable[[Tensor], Any]:
