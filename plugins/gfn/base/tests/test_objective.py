@@ -87,7 +87,9 @@ def test_trajectory_balance(setting):
         (log_z + sum(pf) - sum(pb) - log_reward[i]) ** 2
         for i, pf, pb, _ in one_by_one(environment, policy, trajectories)
     ]
-    compare(policy, trajectory_balance(terms.log_pf, terms.log_pb, log_reward, log_z), torch.stack(plain).mean())
+    compare(
+        policy, trajectory_balance(terms.log_pf, terms.log_pb, log_reward, log_z), torch.stack(plain).mean()
+    )
 
 
 def flows_of(environment, trajectories, terms):
@@ -142,7 +144,12 @@ def test_short_parts_give_detailed_balance_and_whole_ones_trajectory_balance(set
     pf, pb = terms.log_pf.detach(), terms.log_pb.detach()
     each = []
     for i, n in enumerate(trajectories.length.tolist()):
-        rows = (pf[:n, i : i + 1], pb[:n, i : i + 1], flows[: n + 1, i : i + 1], trajectories.length[i : i + 1])
+        rows = (
+            pf[:n, i : i + 1],
+            pb[:n, i : i + 1],
+            flows[: n + 1, i : i + 1],
+            trajectories.length[i : i + 1],
+        )
         short = sub_trajectory_balance(*rows, 1e-12)
         torch.testing.assert_close(short, detailed_balance(*rows), rtol=1e-6, atol=1e-9)
         each.append(sub_trajectory_balance(*rows, 1e8))

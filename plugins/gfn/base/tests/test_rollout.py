@@ -78,7 +78,9 @@ def test_exploration_is_uniform_over_the_allowed_actions(table, generator, epsil
     logits = 2 * torch.randn(table.child.shape, generator=generator, dtype=torch.float64)
     policy = TablePolicy(logits, torch.zeros(table.parent.shape), torch.zeros(len(table.states)))
     allowed = (table.child >= 0).double()
-    mixed = (1 - epsilon) * log_policy(logits, table.child >= 0).exp() + epsilon * allowed / allowed.sum(1, keepdim=True)
+    mixed = (1 - epsilon) * log_policy(logits, table.child >= 0).exp() + epsilon * allowed / allowed.sum(
+        1, keepdim=True
+    )
     expected = learned_distribution(table, mixed.log())
     x = roll_out(numbered(table), policy, 20_000, generator, Behaviour(epsilon)).last
     counts = torch.bincount(x - table.n_inner, minlength=len(expected)).double()

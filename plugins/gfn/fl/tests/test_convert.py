@@ -11,7 +11,11 @@ ITEMS = 7
 def official():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(ITEMS, 9), nn.LeakyReLU(0.01), nn.Linear(9, 11), nn.LeakyReLU(0.01), nn.Linear(11, 2 * ITEMS + 1)
+        nn.Linear(ITEMS, 9),
+        nn.LeakyReLU(0.01),
+        nn.Linear(9, 11),
+        nn.LeakyReLU(0.01),
+        nn.Linear(11, 2 * ITEMS + 1),
     )
 
 

@@ -54,7 +54,9 @@ class Archive:
         self.x, self.log_reward, self._keys = x[kept], log_reward[kept], keys[kept]
 
     def _merge(self) -> None:
-        self.seen = torch.unique(torch.cat([self.seen.to(self._new[0]) if self._new else self.seen, *self._new]))
+        self.seen = torch.unique(
+            torch.cat([self.seen.to(self._new[0]) if self._new else self.seen, *self._new])
+        )
         self._new, self._new_rows = [], 0
 
     @property
@@ -77,7 +79,13 @@ class Archive:
         if self._new:
             self._merge()
         keys = self._keys if self.x is not None else None
-        return {"x": self.x, "log_reward": self.log_reward, "keys": keys, "seen": self.seen, "modes": self.modes_seen}
+        return {
+            "x": self.x,
+            "log_reward": self.log_reward,
+            "keys": keys,
+            "seen": self.seen,
+            "modes": self.modes_seen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.x, self.log_reward = state["x"], state["log_reward"]

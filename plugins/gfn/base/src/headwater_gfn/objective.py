@@ -31,7 +31,9 @@ def valid_transitions(length: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=length.device).unsqueeze(1) < length
 
 
-def terminate(log_flow: Tensor, log_terminal: Tensor, length: Tensor, complete: Tensor | None = None) -> Tensor:
+def terminate(
+    log_flow: Tensor, log_terminal: Tensor, length: Tensor, complete: Tensor | None = None
+) -> Tensor:
     """Put ``log_terminal`` (B,) in the place of the last state's log flow, in trajectories that are ``complete``.
 
     The terminal flow is the reward: this is where it enters. An incomplete trajectory keeps the network's flow.
@@ -47,9 +49,7 @@ def forward_looking(log_flow_tilde: Tensor, log_partial_reward: Tensor) -> Tenso
     return log_flow_tilde + log_partial_reward
 
 
-def trajectory_balance(
-    log_pf: Tensor, log_pb: Tensor, log_reward: Tensor, log_z: Tensor
-) -> Tensor:
+def trajectory_balance(log_pf: Tensor, log_pb: Tensor, log_reward: Tensor, log_z: Tensor) -> Tensor:
     """Mean over trajectories of (log Z + sum log P_F - sum log P_B - log R)^2 (Malkin et al. 2022)."""
     return (log_z + (log_pf - log_pb).sum(0) - log_reward).square().mean()
 
@@ -80,7 +80,9 @@ def sub_trajectory_balance(
     u = log_flow - gone
     place = torch.arange(steps + 1, device=u.device)
     apart = place - place.unsqueeze(1)
-    weight = torch.where(apart > 0, torch.as_tensor(lam, dtype=u.dtype, device=u.device) ** apart.clamp_min(0), 0.0)
+    weight = torch.where(
+        apart > 0, torch.as_tensor(lam, dtype=u.dtype, device=u.device) ** apart.clamp_min(0), 0.0
+    )
     inside = place.unsqueeze(1) <= length
     weights = weight.unsqueeze(-1) * inside.unsqueeze(0)
     squared = (u.unsqueeze(1) - u.unsqueeze(0)).square()

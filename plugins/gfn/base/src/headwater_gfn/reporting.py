@@ -15,7 +15,9 @@ __all__ = ["distributions", "landscape_panels", "ranking_panels"]
 SHOWN = 400
 
 
-def distributions(environment: Environment, policies: dict[str, Any]) -> tuple[TableEnvironment, Tensor, dict[str, Tensor]] | None:
+def distributions(
+    environment: Environment, policies: dict[str, Any]
+) -> tuple[TableEnvironment, Tensor, dict[str, Tensor]] | None:
     """The table of ``environment``, its exact target (X,), and the exact distribution of each of ``policies``.
 
     ``None`` where the environment is too large to go through.
@@ -23,7 +25,9 @@ def distributions(environment: Environment, policies: dict[str, Any]) -> tuple[T
     table = tabulate(environment)
     if not isinstance(table, TableEnvironment):
         return None
-    learned = {name: learned_distribution(table, forward_policy(table, policy)) for name, policy in policies.items()}
+    learned = {
+        name: learned_distribution(table, forward_policy(table, policy)) for name, policy in policies.items()
+    }
     return table, log_target(table).exp(), learned
 
 

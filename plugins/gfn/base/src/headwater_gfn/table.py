@@ -61,7 +61,9 @@ class TableEnvironment(Environment):
             layers.append(layer)
             total += len(layer) + len(ends[-1])
             if total > limit:
-                raise UsageError(f"{type(self.of).__name__} has more than {limit:,} states, too many to go through")
+                raise UsageError(
+                    f"{type(self.of).__name__} has more than {limit:,} states, too many to go through"
+                )
             if len(layer):
                 rows, actions = self.of.forward_mask(layer).nonzero(as_tuple=True)
                 layer = _unique(self.of, self.of.step(layer[rows], actions))
@@ -88,7 +90,9 @@ class TableEnvironment(Environment):
         # What terminal rows look up must exist, though nothing comes of it.
         self._penalty = torch.zeros(len(self.states), self.n_actions)
         self._penalty[: self.n_inner][~mask] = -torch.inf
-        self._next = torch.cat([child, torch.arange(self.n_inner, len(self.states)).unsqueeze(1).expand(-1, self.n_actions)])
+        self._next = torch.cat(
+            [child, torch.arange(self.n_inner, len(self.states)).unsqueeze(1).expand(-1, self.n_actions)]
+        )
 
         self.stopped = torch.full((len(self.states),), -1)
         made_by_stop = torch.zeros(len(self.states), dtype=torch.bool)
@@ -196,7 +200,9 @@ class TableEnvironment(Environment):
         return self.of.pictures(policies)
 
 
-def tabulate(environment: Environment, most: int = 400_000, device: torch.device | str = "cpu") -> Environment:
+def tabulate(
+    environment: Environment, most: int = 400_000, device: torch.device | str = "cpu"
+) -> Environment:
     """``environment`` as tables where it is known to have at most ``most`` states, else as it is."""
     if environment.n_states is None or environment.n_states > most:
         return environment

@@ -49,7 +49,9 @@ def _layers(state: Mapping[str, Tensor]) -> list[int]:
             raise DataError(f"the shape of {i}.weight or {i}.bias does not fit the layer before")
         width = weight.shape[0]
     if width != 2 * state["0.weight"].shape[1] + 1:
-        raise DataError(f"the last layer has {width} outputs; with {state['0.weight'].shape[1]} items it needs two each and one")
+        raise DataError(
+            f"the last layer has {width} outputs; with {state['0.weight'].shape[1]} items it needs two each and one"
+        )
     return numbers
 
 
@@ -94,5 +96,10 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     hidden = [state[f"{i}.weight"].shape[0] for i in numbers[:-1]]
     objective = "tb" if any(name in state for name in LOG_Z) else "fl-db"
     terminal_flow = "zero" if objective == "tb" else "free"
-    trainer = {"hidden": hidden, "activation": "leaky-relu", "objective": objective, "terminal_flow": terminal_flow}
+    trainer = {
+        "hidden": hidden,
+        "activation": "leaky-relu",
+        "objective": objective,
+        "terminal_flow": terminal_flow,
+    }
     return {"task": task, "trainer": trainer}

@@ -37,7 +37,9 @@ class FLTrainer(GFlowNetTrainer):
     def setup(self) -> None:
         super().setup()
         if self.config.incomplete and self.config.objective in ("tb", "fm"):
-            raise UsageError(f"trainer.incomplete: {self.config.objective} cannot learn from incomplete trajectories")
+            raise UsageError(
+                f"trainer.incomplete: {self.config.objective} cannot learn from incomplete trajectories"
+            )
 
     def scalar(self, name: str) -> Tensor:
         """One of the bare parameters."""
@@ -87,7 +89,9 @@ class FLTrainer(GFlowNetTrainer):
         source = self.environment.start(1, self.place.device)
         observed = self.environment.observe(source)
         if config.objective == "fm":
-            logits = torch.where(self.environment.forward_mask(source), self.policy.forward_logits(observed), -torch.inf)
+            logits = torch.where(
+                self.environment.forward_mask(source), self.policy.forward_logits(observed), -torch.inf
+            )
             return float(logits.logsumexp(1))
         flow = float(self.policy(observed)[2])
         if config.objective.startswith("fl-"):

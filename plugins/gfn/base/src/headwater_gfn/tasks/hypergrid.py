@@ -34,13 +34,13 @@ def log_reward_of(reward: str, x: Tensor, side: int, floor: float | None = None)
 
     ``standard`` and ``hard`` (Bengio et al. 2021): R0 + R1 prod 1[0.25 < a <= 0.5] + R2 prod 1[0.3 < a < 0.4] with
     a = |x / (side - 1) - 0.5|. ``cosine``: R0 + prod (cos(50 a) + 1) N(5 a) with N the standard normal density.
-    ``waves``: log R is a sum over the coordinates, 3 sin^2(2 pi x / (side - 1)) - 1.5 each, so that every step
-    changes it by what that step did; every product of the two peaks of an axis is a mode.
+    ``waves``: log R is a sum over the coordinates, 6 sin^2(3 pi x / (side - 1)) - 3 each, so that every step
+    changes it by what that step did; every product of the three peaks of an axis is a mode.
     """
     u = x.to(torch.float64) / (side - 1)
     a = (u - 0.5).abs()
     if reward == "waves":
-        value = (3.0 * torch.sin(2 * math.pi * u).square() - 1.5).sum(-1)
+        value = (6.0 * torch.sin(3 * math.pi * u).square() - 3.0).sum(-1)
         return value if floor is None else torch.logaddexp(value, value.new_tensor(math.log(floor)))
     if reward == "cosine":
         r0 = 1e-1 if floor is None else floor

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from headwater_gfn.environment import Environment
 
-__all__ = ["SetGeneration", "SetGenerationConfig", "log_elementary_symmetric", "make_energies", "read_energies"]
+__all__ = [
+    "SetGeneration",
+    "SetGenerationConfig",
+    "log_elementary_symmetric",
+    "make_energies",
+    "read_energies",
+]
 
 SIZES = {"tiny": (12, 6), "small": (30, 20), "medium": (80, 60), "large": (100, 80)}
 LEVELS = 10
@@ -26,15 +32,18 @@ class SetGenerationConfig(Config):
     """How many items there are, how many a set holds, and where the energies come from."""
 
     size: Literal["tiny", "small", "medium", "large"] | None = Field(
-        "tiny", description="the paper's sizes (30, 20), (80, 60), (100, 80), and (12, 6), which can be enumerated"
+        "tiny",
+        description="the paper's sizes (30, 20), (80, 60), (100, 80), and (12, 6), which can be enumerated",
     )
     n_items: PositiveInt | None = Field(None, description="A, instead of size")
     set_size: PositiveInt | None = Field(None, description="K, instead of size")
     energies: Path | None = Field(
-        None, description="CSV with the columns item and energy, or JSON (a list, or the sizes of the official code)"
+        None,
+        description="CSV with the columns item and energy, or JSON (a list, or the sizes of the official code)",
     )
     energy: str | None = Field(
-        None, description="import string 'module:function' of an energy of any 0/1 matrix (B, A) of sets, partial too"
+        None,
+        description="import string 'module:function' of an energy of any 0/1 matrix (B, A) of sets, partial too",
     )
     energy_seed: NonNegativeInt = Field(0, description="seed of the drawn energies, where no file gives them")
 
@@ -116,7 +125,9 @@ class SetGeneration(Environment):
             if config.n_items not in (None, n):
                 raise DataError(f"{config.energies} has {n} energies, but task.n_items = {config.n_items}")
             if k is None or k > n:
-                raise DataError(f"{config.energies} has {n} items, too few for sets of {k}: give task.set_size")
+                raise DataError(
+                    f"{config.energies} has {n} items, too few for sets of {k}: give task.set_size"
+                )
         else:
             n, k = SIZES[config.size] if config.n_items is None else (config.n_items, config.set_size)  # type: ignore[index,assignment]
             energies = make_energies(n, config.energy_seed)
