@@ -207,8 +207,6 @@ def test_an_energy_of_the_user_is_used_and_checked():
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (SetGenerationConfig, {"n_items": 3, "set_size": 9}, "more than n_items"),
-        (SetGenerationConfig, {"n_items": 3}, "go together"),
         (SetGenerationConfig, {"n_items": -3, "set_size": 2}, r"task\.n_items = -3"),
         (HyperGridConfig, {"dimensions": 0}, r"task\.dimensions = 0"),
         (HyperGridConfig, {"reward": "harder"}, "'hard'"),
@@ -218,6 +216,18 @@ def test_an_energy_of_the_user_is_used_and_checked():
 def test_bad_sizes_are_refused_by_name(model, values, message):
     with pytest.raises(ConfigError, match=message):
         validate(model, values, "task")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_items": 3, "set_size": 9}, r"set_size = 9; with 3 items it must be from 1 to 3"),
+        ({"n_items": 3}, r"set_size is not given; with 3 items"),
+    ],
+)
+def test_a_set_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        SetGeneration(SetGenerationConfig(**values))
 
 
 # Bits

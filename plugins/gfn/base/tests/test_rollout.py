@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
+from headwater_gfn.archive import Archive
 from headwater_gfn.environment import log_policy
 from headwater_gfn.exact import learned_distribution
 from headwater_gfn.networks import MLPPolicy
 from headwater_gfn.replay import Replay
 from headwater_gfn.rollout import Behaviour, roll_out
-from headwater_gfn.archive import Archive
 from headwater_gfn.table import TableEnvironment
 from oracle import TablePolicy, numbered
 

@@ -1,4 +1,4 @@
-"""Outputs, losses, gradients and training steps equal those of the official code (skipped without its reference data)."""
+"""Outputs, losses, gradients and training steps equal those of the official code (skipped without its numbers)."""
 
 import json
 from pathlib import Path

@@ -60,7 +60,7 @@ def test_the_free_terminal_flow_of_the_official_code_is_biased(tmp_path):
 def test_objects_of_the_trained_policy_follow_the_reward(tmp_path):
     run = train(tmp_path / "run", trainer={"objective": "fl-db"})
     model = headwater.load(run)
-    samples = [block for block in model.sample(20_000, seed=1, overrides={"sampler": {"block_size": 4000}})]
+    samples = list(model.sample(20_000, seed=1, overrides={"sampler": {"block_size": 4000}}))
     log_reward = torch.cat([block.log_reward for block in samples]).double()
     from headwater_gfn.table import TableEnvironment
 

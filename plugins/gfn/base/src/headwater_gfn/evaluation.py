@@ -63,7 +63,6 @@ def evaluate(
 
     # The last transition into a state made by STOP has one parent.
     back = seen[1:] & valid
-    log_pb = torch.zeros(steps, n, dtype=flow.dtype, device=flow.device)
     child = states[1:][back]
     mask = environment.backward_mask(child)
     if learned_backward and backward is not None:

@@ -1,8 +1,8 @@
 """The policy network: one trunk, and one linear layer for the forward policy, the backward policy and the flow."""
 
+from itertools import pairwise
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["MLPPolicy", "Policy"]
@@ -30,6 +30,7 @@ class MLPPolicy(nn.Module):
         activation: ``"relu"`` or ``"leaky-relu"``.
 
     Example:
+        >>> import torch
         >>> forward, backward, log_flow = MLPPolicy(8, 3, 2)(torch.zeros(5, 8))
         >>> forward.shape, backward.shape, log_flow.shape
         (torch.Size([5, 3]), torch.Size([5, 2]), torch.Size([5]))
@@ -47,7 +48,7 @@ class MLPPolicy(nn.Module):
         self.n_actions, self.n_backward = n_actions, n_backward
         widths = (n_features, *hidden)
         layers: list[nn.Module] = []
-        for i, o in zip(widths, widths[1:], strict=False):
+        for i, o in pairwise(widths):
             layers += [nn.Linear(i, o), ACTIVATIONS[activation](inplace=True)]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], n_actions + n_backward + 1)

@@ -48,7 +48,7 @@ def landscape_panels(environment: Any, policies: dict[str, Any]) -> list[Panel]:
     return [
         heatmap(
             "Probability of each cell", maps, x="coordinate 2", y="coordinate 1",
-            caption=f"Target: reward over its exact sum. Learned: where the policy's probability goes, exactly{summed}.",
+            caption=f"Target: reward over its exact sum. Learned: the policy's exact probability{summed}.",
         ),
         ranking(target, learned),
     ]  # fmt: skip

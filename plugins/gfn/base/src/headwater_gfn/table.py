@@ -143,7 +143,7 @@ class TableEnvironment(Environment):
         return self._forward_mask[s]
 
     def penalty(self, s: Tensor) -> Tensor:
-        """What to add to logits (B, n_actions): minus infinity where an action is forbidden; all may in terminal rows."""
+        """What to add to logits (B, n_actions): minus infinity for a forbidden action in an inner state."""
         return self._penalty[s]
 
     def backward_mask(self, s: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from headwater import Trainer
 from torch import Tensor, nn
 
+from headwater_gfn.archive import Archive
 from headwater_gfn.environment import Environment
 from headwater_gfn.evaluation import Evaluation, evaluate
 from headwater_gfn.exact import forward_policy, jensen_shannon, l1_distance, learned_distribution, log_target
-from headwater_gfn.archive import Archive
 from headwater_gfn.replay import Replay
 from headwater_gfn.rollout import Behaviour, Trajectories, roll_back, roll_out
 from headwater_gfn.table import TableEnvironment, tabulate
@@ -44,7 +44,7 @@ class GFlowNetTrainer(Trainer):
         return ()
 
     @classmethod
-    def build(cls, config: Any, task: Environment, facts: Mapping[str, Any]) -> dict[str, nn.Module]:
+    def build(cls, config: Any, task: Any, facts: Mapping[str, Any]) -> dict[str, nn.Module]:
         names = cls.scalars(config)
         scalars = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
         policy = task.make_policy(config.hidden, config.activation)

@@ -22,7 +22,7 @@ def state_flows(
     log_constant: Tensor | None = None,
     energy_scale: float = 1.0,
 ) -> Tensor:
-    """log F (T + 1, B) of every state: log Ftilde(s) + c log R(s), and at a terminal state log R(x) plus its log Ftilde.
+    """log F (T + 1, B) of every state: log Ftilde(s) + c log R(s); at a terminal one log R(x) + log Ftilde(x).
 
     With these flows detailed balance is FL-DB, log Ftilde(s) + log P_F = log Ftilde(s') + log P_B - E(s -> s'), and
     sub-trajectory balance is FL-SubTB (section 4 of the paper).

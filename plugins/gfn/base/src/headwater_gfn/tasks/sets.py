@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from headwater import Config, DataError, PluginError
+from headwater import Config, ConfigError, DataError, PluginError
 from headwater.reporting import Panel
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from headwater_gfn.environment import Environment
@@ -31,12 +31,12 @@ LEVELS = 10
 class SetGenerationConfig(Config):
     """How many items there are, how many a set holds, and where the energies come from."""
 
-    size: Literal["tiny", "small", "medium", "large"] | None = Field(
+    size: Literal["tiny", "small", "medium", "large"] = Field(
         "tiny",
         description="the paper's sizes (30, 20), (80, 60), (100, 80), and (12, 6), which can be enumerated",
     )
-    n_items: PositiveInt | None = Field(None, description="A, instead of size")
-    set_size: PositiveInt | None = Field(None, description="K, instead of size")
+    n_items: PositiveInt | None = Field(None, description="A, in the place of that of size; needs set_size")
+    set_size: PositiveInt | None = Field(None, description="K, in the place of that of size or file")
     energies: Path | None = Field(
         None,
         description="CSV with the columns item and energy, or JSON (a list, or the sizes of the official code)",
@@ -46,16 +46,6 @@ class SetGenerationConfig(Config):
         description="import string 'module:function' of an energy of any 0/1 matrix (B, A) of sets, partial too",
     )
     energy_seed: NonNegativeInt = Field(0, description="seed of the drawn energies, where no file gives them")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "SetGenerationConfig":
-        if (self.n_items is None) != (self.set_size is None):
-            raise ValueError("n_items and set_size go together")
-        if self.size is None and self.n_items is None and self.energies is None:
-            raise ValueError("give size, or n_items and set_size")
-        if self.n_items is not None and self.set_size is not None and self.set_size > self.n_items:
-            raise ValueError(f"set_size = {self.set_size} is more than n_items = {self.n_items}")
-        return self
 
 
 def make_energies(n_items: int, seed: int) -> Tensor:
@@ -118,20 +108,21 @@ class SetGeneration(Environment):
 
     def __init__(self, config: SetGenerationConfig) -> None:
         super().__init__(config)
+        k: int | None = None
         if config.energies is not None:
-            energies, found = read_energies(config.energies, config.size)
-            n = len(energies)
-            k = config.set_size or found or (SIZES[config.size][1] if config.size else None)
-            if config.n_items not in (None, n):
-                raise DataError(f"{config.energies} has {n} energies, but task.n_items = {config.n_items}")
-            if k is None or k > n:
-                raise DataError(
-                    f"{config.energies} has {n} items, too few for sets of {k}: give task.set_size"
-                )
+            energies, k = read_energies(config.energies, config.size)
+        elif config.n_items is not None:
+            energies = make_energies(config.n_items, config.energy_seed)
         else:
-            n, k = SIZES[config.size] if config.n_items is None else (config.n_items, config.set_size)  # type: ignore[index,assignment]
+            n, k = SIZES[config.size]
             energies = make_energies(n, config.energy_seed)
-        self.energies, self.n_items, self.set_size = energies, n, int(k)
+        n, k = len(energies), config.set_size or k
+        if config.n_items not in (None, n):
+            raise ConfigError(f"task.n_items = {config.n_items}, but {config.energies} has {n} energies")
+        if k is None or k > n:
+            given = "is not given" if k is None else f"= {k}"
+            raise ConfigError(f"task.set_size {given}; with {n} items it must be from 1 to {n}")
+        self.energies, self.n_items, self.set_size = energies, n, k
         self.n_actions = self.n_backward = self.n_features = n
         self.max_len = self.set_size
         self.state_shape = (n,)
@@ -173,10 +164,9 @@ class SetGeneration(Environment):
             )
         bad = ~torch.isfinite(energy)
         if bool(bad.any()):
-            first = int(bad.nonzero()[0])
+            value, words = float(energy[bad][0]), self.describe(s[bad][:1])[0]
             raise PluginError(
-                f"{self.config.energy} returned {float(energy[first])} for the set {self.describe(s[first : first + 1])[0]!r}; "
-                "an energy must be finite"
+                f"{self.config.energy} returned {value} for the set {words!r}; an energy must be finite"
             )
         return -energy
 
