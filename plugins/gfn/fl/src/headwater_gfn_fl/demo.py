@@ -98,7 +98,13 @@ def _train(path: Path, objective: str) -> Result:
         overrides={
             "task": LANDSCAPE,
             "trainer": {"objective": objective, "batch_size": BATCH, "exploration": 0.1},
-            "fit": {"max_steps": STEPS, "validate_every": 50, "checkpoint_every": EARLY, "keep": 3, "accelerator": "cpu"},
+            "fit": {
+                "max_steps": STEPS,
+                "validate_every": 50,
+                "checkpoint_every": EARLY,
+                "keep": 3,
+                "accelerator": "cpu",
+            },
         },
     )
     seconds = time.perf_counter() - start
@@ -115,7 +121,14 @@ def _validations(run: Run) -> list[dict[str, float]]:
 def _table(results: dict[str, Result]) -> Table:
     columns = ["method", "L1", "JSD", "modes", "log Z error", "trajectories/s"]
     rows = [
-        [name, r.found["l1"], r.found["jsd"], int(r.found["modes"]), r.found["log_z_error"], r.trajectories_per_second]
+        [
+            name,
+            r.found["l1"],
+            r.found["jsd"],
+            int(r.found["modes"]),
+            r.found["log_z_error"],
+            r.trajectories_per_second,
+        ]
         for name, r in results.items()
     ]
     return Table(
@@ -132,7 +145,9 @@ def _landscape(results: dict[str, Result]) -> list[Panel]:
     for step in (EARLY, STEPS):
         policies = {name: _policy(result.run, environment, step) for name, result in results.items()}
         first, *rest = environment.pictures(policies)
-        panels.append(Figure(f"Probability of each cell after {step} steps", first.figure, caption=first.caption))
+        panels.append(
+            Figure(f"Probability of each cell after {step} steps", first.figure, caption=first.caption)
+        )
         if step == STEPS:
             panels += rest
     return panels
