@@ -188,15 +188,21 @@ def test_canonical_form_does_not_depend_on_the_order_of_slots_and_stems() -> Non
     generator = torch.Generator().manual_seed(0)
     states = torch.cat([after for _, _, after in walk(environment, 300, seed=2)])
     states = environment.unstop(states)
-    tree = environment.tree(states)
+    tree = expected = environment.tree(states)
     n = environment.size
-    # Put the slots in any order, the root included.
-    order = torch.rand(len(states), n, generator=generator).argsort(1)
+    # Put the slots in any order in which parents come before their children, with gaps, and root it elsewhere.
+    root = (torch.rand(len(states), n, generator=generator) * (tree.block >= 0)).argmax(1, keepdim=True)
+    tree = trees.rooted_at(tree, root)
+    depth = torch.zeros_like(tree.block)
+    for _ in range(n):
+        depth = torch.where(tree.parent >= 0, depth.gather(1, tree.parent.clamp_min(0)) + 1, 0)
+    depth = torch.where(tree.block >= 0, depth, torch.randint(n, depth.shape, generator=generator))
+    order = (depth + torch.rand(len(states), n, generator=generator)).argsort(1)
     slot = order.argsort(1)
     parent = torch.where(tree.parent >= 0, slot.gather(1, tree.parent.clamp_min(0)), -1)
     moved = trees.Tree(*(f.gather(1, order) for f in (tree.block, parent, tree.stem, tree.own)))
     found = trees.canonical(environment.tables, moved).tree
-    assert all(torch.equal(x, y) for x, y in zip(found, tree, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def test_a_full_or_closed_molecule_can_only_stop(tmp_path: Path) -> None:

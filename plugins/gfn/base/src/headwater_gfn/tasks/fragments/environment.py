@@ -79,7 +79,7 @@ class Fragments(Environment):
         rdkit("Chem")
         self.blocks = read_library(config.blocks) if config.blocks else default_library()
         self.tables = make_tables(self.blocks)
-        self.size, self.width = config.max_blocks, self.tables.weight.shape[2]
+        self.size, self.width = config.max_blocks, self.tables.atom.shape[1]
         if (self.width + 1) ** (self.size - 1) >= 2**63:
             raise ConfigError(f"task.max_blocks = {self.size} is too many for blocks with {self.width} stems")
         # A full molecule takes no block, so the last slot has no action; a lone block must have one for the first.
@@ -188,7 +188,7 @@ class Fragments(Environment):
         seen = found.arriving.gather(2, own.unsqueeze(2)).squeeze(2)
         orbit = tables.orbit[child.block.clamp_min(0), own]
 
-        here = trees.stem_codes(trees.codes(tables, tree)).flatten(1)[:, : self.n_stems]
+        here = trees.stem_codes(tables, tree, trees.codes(tables, tree)).flatten(1)[:, : self.n_stems]
         here = here.unsqueeze(1) == seen.unsqueeze(2)
         here &= trees.free_stems(tables, tree).flatten(1)[:, None, : self.n_stems] & same.unsqueeze(2)
         fits = orbit.unsqueeze(2) == tables.orbit[every, tables.own]

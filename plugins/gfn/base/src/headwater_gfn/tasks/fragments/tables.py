@@ -14,8 +14,10 @@ from torch import Tensor
 
 from headwater_gfn.tasks.fragments.library import Block, rdkit
 
-__all__ = ["MOST_SYMMETRIES", "Tables", "make_tables", "random_words", "symmetries"]
+__all__ = ["FREE", "MOST_SYMMETRIES", "Tables", "make_tables", "random_words", "symmetries"]
 
+FREE = 2**63 - 1
+"""What arrives at a stem without a bond; the largest number, so that free stems are sorted last."""
 MOST_SYMMETRIES = 120
 """A block with more symmetries of its stems counts as having none."""
 
@@ -39,8 +41,8 @@ class Tables:
     ``kind`` (nb,): the block that stands for this one. ``own`` (nb,): the position of its first stem.
     ``count`` (nb,): how many positions it has. ``atom`` (nb, S): the atom of each.
     ``image`` (nb, G, S): where each symmetry puts the atom of each position, as that atom's first position; positions
-    that do not exist stay where they are. ``weight`` (nb, G, S): the random word of that image, 0 where there is no
-    position. ``label`` (nb,): a random word of each kind. ``orbit`` (nb, S): a number of the orbit, unlike those
+    that do not exist stay where they are. ``turned`` (nb, S, G): the random word of that image, 0 where there is no
+    position. ``free`` (nb, G): the sum of these words times FREE. ``label`` (nb,): a random word of each kind. ``orbit`` (nb, S): a number of the orbit, unlike those
     of other kinds. ``attach`` (nb, S): the lowest block whose first stem lies in that orbit, -1 for none.
     """
 
@@ -49,7 +51,8 @@ class Tables:
     count: Tensor
     atom: Tensor
     image: Tensor
-    weight: Tensor
+    turned: Tensor
+    free: Tensor
     label: Tensor
     orbit: Tensor
     attach: Tensor
@@ -116,7 +119,8 @@ def make_tables(blocks: Sequence[Block]) -> Tables:
         count=torch.tensor([len(b.stems) for b in blocks]),
         atom=atom,
         image=image,
-        weight=weight,
+        turned=weight.mT.contiguous(),
+        free=weight.sum(2) * FREE,
         label=torch.tensor([words[width + i] for i in kind]),
         orbit=orbit,
         attach=attach,

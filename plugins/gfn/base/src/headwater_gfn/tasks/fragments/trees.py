@@ -6,8 +6,8 @@ equivalent positions a bond uses say nothing about the object: two trees are equ
 of the block at every node, carries one into the other.
 
 Everything rests on *codes*: 64-bit hashes of a tree seen from one point, equal for points that an isomorphism carries
-into one another (unequal points get equal codes about never). They are computed for both ends of all bonds at once, by
-N - 1 rounds in which each block combines what arrives at its stems into what it sends through each.
+into one another (unequal points get equal codes about never). Each block combines what arrives at its stems into what
+it sends through each, slot by slot over the batch: a parent's slot comes before those of its children.
 """
 
 from typing import NamedTuple
@@ -15,18 +15,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headwater_gfn.tasks.fragments.tables import Tables
+from headwater_gfn.tasks.fragments.tables import FREE, Tables
 
-__all__ = ["Canonical", "Codes", "Tree", "canonical", "codes", "free_stems", "grow", "prune", "removable", "twins"]
+__all__ = ["Canonical", "Codes", "Tree", "canonical", "codes", "free_stems", "grow", "prune", "removable", "rooted_at", "twins"]
 
-FREE = 2**63 - 1
-"""What arrives at a stem without a bond; the largest number, so that free stems are sorted last."""
 BOND, MARK, ROOT = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51, 0x4CF5AD432745937F
 LAST = 2**63 - 1
 
 
 class Tree(NamedTuple):
-    """Four tensors (B, N): ``block``, ``parent`` slot, parent's ``stem`` and ``own`` stem of each slot; -1 for none."""
+    """Four tensors (B, N): ``block``, ``parent`` slot, parent's ``stem`` and ``own`` stem of each slot; -1 for none.
+
+    A parent's slot is lower than those of its children.
+    """
 
     block: Tensor
     parent: Tensor
@@ -35,14 +36,13 @@ class Tree(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """``arriving`` (B, N, S): the code of what is joined to each stem. ``partial`` (B, N, G): see :func:`codes`.
+    """``arriving`` (B, N, S): the code of what is joined to each stem; ``partial`` (B, N, G): see :func:`codes`.
 
     ``whole`` (B, N): the code of the tree seen from each block. ``identity`` (B,): that of the tree, from nowhere.
     """
 
     arriving: Tensor
     partial: Tensor
-    weight: Tensor
     whole: Tensor
     identity: Tensor
 
@@ -57,8 +57,7 @@ class Canonical(NamedTuple):
 
 def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 32)) * -0x4B47D0C5B7DDB9A7
-    x = (x ^ (x >> 29)) * 0x2127599BF4325C37
-    return x ^ (x >> 32)
+    return x ^ (x >> 29)
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:
@@ -84,35 +83,43 @@ def codes(tables: Tables, tree: Tree) -> Codes:
     mix(c_g + w_gp (MARK - a_p)), and its ``whole`` is the minimum over g of mix(c_g + ROOT). All modulo 2^64.
     """
     block = tree.block.clamp_min(0)
-    n, (symmetries, width) = block.shape[1], tables.weight.shape[1:]
-    weight, label = tables.weight[block], tables.label[block].unsqueeze(2)
-    up, down = _ends(tree, width)
+    n, (width, symmetries) = block.shape[1], tables.turned.shape[1:]
+    joined = (tree.parent >= 0).unsqueeze(2)
     parent = tree.parent.clamp_min(0)
     wide = parent.unsqueeze(2).expand(-1, -1, symmetries)
-    own = tree.own.clamp_min(0)[:, :, None, None].expand(-1, -1, symmetries, 1)
-    stem = tree.stem.clamp_min(0)[:, :, None, None].expand(-1, -1, symmetries, 1)
-    weight_own = weight.gather(3, own).squeeze(3)
-    weight_up = tables.weight[block.gather(1, parent)].gather(3, stem).squeeze(3)
-
+    # The words of the two ends of each bond, 0 where there is none; what is free adds a constant of the block.
+    end = torch.where(joined, tables.turned[block, tree.own.clamp_min(0)], 0)
+    far_end = torch.where(joined, tables.turned[block.gather(1, parent), tree.stem.clamp_min(0)], 0)
+    base = tables.label[block].unsqueeze(2) + tables.free[block]
+    # A code needs those of the blocks behind it: first the way up, last slots first, then the way down.
+    # On a CPU it costs nothing to see how many slots are in use.
+    slots = torch.arange(1, n + 1, device=block.device)
+    used = n if block.is_cuda or not len(block) else int(((tree.block >= 0) * slots).amax())
+    mark = end * (MARK - FREE)
+    behind = base + mark
+    up, down = torch.full_like(block, BOND), torch.full_like(block, BOND)
+    far = torch.zeros_like(far_end)
+    for i in reversed(range(1, used)):
+        up[:, i] = _mix(behind[:, i]).amin(1)
+        far[:, i] = far_end[:, i] * (up[:, i] - FREE).unsqueeze(1)
+        behind.scatter_add_(1, wide[:, i : i + 1], far[:, i : i + 1])
+    partial = behind - mark
+    ahead = far_end * (MARK - FREE) - far
+    for i in range(1, used):
+        seen = partial.gather(1, wide[:, i : i + 1]).squeeze(1) + ahead[:, i]
+        down[:, i] = _mix(seen).amin(1)
+        partial[:, i] += end[:, i] * (down[:, i] - FREE).unsqueeze(1)
     arriving = torch.full((len(block), n * width + 1), FREE, device=block.device)
-    arriving = arriving.scatter(1, up, BOND).scatter(1, down, BOND)
-    for _ in range(n - 1):
-        partial = (weight * arriving[:, :-1].view(-1, n, 1, width)).sum(3) + label
-        rising = MARK - arriving.gather(1, down)
-        falling = MARK - arriving.gather(1, up)
-        sent_up = _mix(partial + weight_own * rising.unsqueeze(2)).amin(2)
-        sent_down = _mix(partial.gather(1, wide) + weight_up * falling.unsqueeze(2)).amin(2)
-        arriving = arriving.scatter(1, up, sent_up).scatter(1, down, sent_down)
-    at = arriving[:, :-1].view(-1, n, width)
-    partial = (weight * at.unsqueeze(2)).sum(3) + label
+    above, below = _ends(tree, width)
+    arriving.scatter_(1, above, up).scatter_(1, below, down)
     whole = torch.where(tree.block >= 0, _mix(partial + ROOT).amin(2), LAST)
-    return Codes(at, partial, weight, whole, whole.amin(1))
+    return Codes(arriving[:, :-1].view(-1, n, width), partial, whole, whole.amin(1))
 
 
-def stem_codes(found: Codes) -> Tensor:
+def stem_codes(tables: Tables, tree: Tree, found: Codes) -> Tensor:
     """The code (B, N, S) of the tree seen from each stem, looking into its block: equal for equivalent stems."""
-    change = found.weight * (MARK - found.arriving).unsqueeze(2)
-    return _mix(found.partial.unsqueeze(3) + change).amin(2)
+    change = tables.turned[tree.block.clamp_min(0)] * (MARK - found.arriving).unsqueeze(3)
+    return _mix(found.partial.unsqueeze(2) + change).amin(3)
 
 
 def _rounds(n: int) -> int:
@@ -127,7 +134,7 @@ def _along(values: Tensor, ancestor: Tensor) -> Tensor:
     return values
 
 
-def _root_at(tree: Tree, root: Tensor) -> Tree:
+def rooted_at(tree: Tree, root: Tensor) -> Tree:
     """Make the slots ``root`` (B, 1) the roots: the bonds on the way from there to the old root are turned round."""
     n = tree.block.shape[1]
     slots = torch.arange(n, device=root.device).expand_as(tree.block)
@@ -146,14 +153,14 @@ def _root_at(tree: Tree, root: Tensor) -> Tree:
 
 
 def canonical(tables: Tables, tree: Tree) -> Canonical:
-    """Bring trees into the form that depends on the object alone; slots without a block may lie anywhere before.
+    """Bring trees into the form that depends on the object alone; there may be empty slots between the others.
 
     The root is the block from which, if it is put down first, most others can be added by their first stems; of several
     that with the lowest code. Each block is turned by the symmetry that gives the lowest code; the slots are in the
     order of a walk that takes stems by position, first to last.
     """
     block = tree.block.clamp_min(0)
-    n, width = block.shape[1], tables.weight.shape[2]
+    n, width = block.shape[1], tables.atom.shape[1]
     found = codes(tables, tree)
     alive = tree.block >= 0
     slots = torch.arange(n, device=block.device).expand_as(block)
@@ -165,12 +172,14 @@ def canonical(tables: Tables, tree: Tree) -> Canonical:
     cost = _along(change, torch.where(joined, tree.parent, slots))
     cost = torch.where(alive, cost, n)
     best = torch.where(cost == cost.amin(1, keepdim=True), found.whole, LAST)
-    tree = _root_at(tree, best.argmin(1, keepdim=True))
+    tree = rooted_at(tree, best.argmin(1, keepdim=True))
 
     joined = tree.parent >= 0
     _, down = _ends(tree, width)
-    marked = torch.nn.functional.pad(found.arriving.flatten(1), (0, 1)).scatter(1, down, MARK)[:, :-1].view_as(found.arriving)
-    symmetry = _mix((found.weight * marked.unsqueeze(2)).sum(3)).argmin(2)
+    arriving = torch.nn.functional.pad(found.arriving.flatten(1), (0, 1))
+    end = torch.where(joined.unsqueeze(2), tables.turned[block, tree.own.clamp_min(0)], 0)
+    symmetry = _mix(found.partial + end * (MARK - arriving.gather(1, down)).unsqueeze(2)).argmin(2)
+    marked = arriving.scatter(1, down, MARK)[:, :-1].view_as(found.arriving)
     image = tables.image[block, symmetry]
     a, b = image.unsqueeze(3), image.unsqueeze(2)
     x, y = marked.unsqueeze(3), marked.unsqueeze(2)
@@ -194,7 +203,7 @@ def canonical(tables: Tables, tree: Tree) -> Canonical:
 
 def free_stems(tables: Tables, tree: Tree) -> Tensor:
     """Which positions (B, N, S) have no bond."""
-    n, width = tree.block.shape[1], tables.weight.shape[2]
+    n, width = tree.block.shape[1], tables.atom.shape[1]
     up, down = _ends(tree, width)
     exists = torch.arange(width, device=up.device) < tables.count[tree.block.clamp_min(0)].unsqueeze(2)
     free = torch.nn.functional.pad((exists & (tree.block >= 0).unsqueeze(2)).flatten(1), (0, 1))
@@ -206,7 +215,7 @@ def grow(tables: Tables, tree: Tree, at: Tensor, block: Tensor) -> tuple[Tree, T
 
     An empty tree gets it as its root.
     """
-    width = tables.weight.shape[2]
+    width = tables.atom.shape[1]
     size = (tree.block >= 0).sum(1, keepdim=True)
     slot = size.clamp_max(tree.block.shape[1] - 1)
     rooted = (size > 0).squeeze(1)
