@@ -11,8 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("rdkit")
 
-from headwater_gfn.tasks.fragments import Fragments, FragmentsConfig
-from headwater_gfn.tasks.fragments import trees
+from headwater_gfn.tasks.fragments import Fragments, FragmentsConfig, trees
 
 # name, SMILES, stems, and the symmetries of the stems' atoms, by hand
 RING = [dict(zip((0, 2, 4), p, strict=True)) for p in itertools.permutations((0, 2, 4))]
@@ -138,7 +137,9 @@ def test_states_children_and_parents_are_those_of_plain_enumeration(tmp_path: Pa
             texts = [plain.name(*plain.of(environment, child)) for child in got.tolist()]
             assert set(texts) == set(children)
             same = environment.same_child(row, actions)
-            expected = torch.tensor([[x == y for y in texts] for x in texts], dtype=torch.bool).reshape(2 * [len(texts)])
+            expected = torch.tensor([[x == y for y in texts] for x in texts], dtype=torch.bool).reshape(
+                2 * [len(texts)]
+            )
             assert torch.equal(same[:, actions], expected)
             assert same.sum() == expected.sum(), "an action that is not allowed is named"
             if len(actions):

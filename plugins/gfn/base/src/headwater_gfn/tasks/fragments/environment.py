@@ -24,11 +24,16 @@ __all__ = ["Fragments", "FragmentsConfig"]
 class FragmentsConfig(Config):
     """The library of blocks, how many a molecule has, and the reward."""
 
-    blocks: Path | None = Field(None, description="JSON file of blocks (block_smi, block_r); the embedded library without")
-    min_blocks: PositiveInt = Field(2, description="a molecule with fewer blocks cannot stop, unless no stem is free")
+    blocks: Path | None = Field(
+        None, description="JSON file of blocks (block_smi, block_r); the embedded library without"
+    )
+    min_blocks: PositiveInt = Field(
+        2, description="a molecule with fewer blocks cannot stop, unless no stem is free"
+    )
     max_blocks: int = Field(8, ge=1, le=16, description="a molecule of so many blocks can only stop")
     reward: str = Field(
-        "qed", description="qed, sa, logp, seh (with proxy), or a scorer of SMILES as 'package.module:function'"
+        "qed",
+        description="qed, sa, logp, seh (with proxy), or a scorer of SMILES as 'package.module:function'",
     )
     proxy: Path | None = Field(None, description="NPZ file with the weights of the sEH proxy")
     proxy_root: Literal["linear", "matrix"] = Field(
@@ -39,8 +44,12 @@ class FragmentsConfig(Config):
     observation: Literal["graph", "one-hot"] = Field(
         "graph", description="what the network sees: the tree, for GraphPolicy, or its one-hot coding"
     )
-    mode_reward: float | None = Field(None, description="lowest value of a mode; 7.5/8 for seh, else 0.8 without")
-    mode_similarity: float = Field(0.7, gt=0, le=1, description="molecules nearer than this are one mode (Tanimoto)")
+    mode_reward: float | None = Field(
+        None, description="lowest value of a mode; 7.5/8 for seh, else 0.8 without"
+    )
+    mode_similarity: float = Field(
+        0.7, gt=0, le=1, description="molecules nearer than this are one mode (Tanimoto)"
+    )
     cache_size: NonNegativeInt = Field(200_000, description="how many rewards and molecules are remembered")
 
     @model_validator(mode="after")
@@ -207,7 +216,9 @@ class Fragments(Environment):
     def observe(self, s: Tensor) -> Tensor:
         if self.config.observation == "graph":
             return s[:, :-1]
-        columns = [torch.nn.functional.one_hot(f + 1, n + 1) for f, n in zip(self.tree(s), self._sizes, strict=True)]
+        columns = [
+            torch.nn.functional.one_hot(f + 1, n + 1) for f, n in zip(self.tree(s), self._sizes, strict=True)
+        ]
         return torch.cat([c.flatten(1) for c in columns], 1).float()
 
     # Rewards
@@ -322,10 +333,14 @@ class Fragments(Environment):
         tables = self._tables(s.device)
         out = self._state(trees.canonical(tables, self.tree(s)).tree, 1)
         tree = self.tree(out)
-        out_of_reach = ((tree.parent >= 0) & (tables.attach[tree.block.clamp_min(0), tree.own.clamp_min(0)] < 0)).any(1)
+        out_of_reach = (
+            (tree.parent >= 0) & (tables.attach[tree.block.clamp_min(0), tree.own.clamp_min(0)] < 0)
+        ).any(1)
         if bool(out_of_reach.any()):
             word = words[int(out_of_reach.nonzero()[0])]
-            raise ValueError(f"{word!r} cannot be built: of two joined blocks one must be joined by its first stem")
+            raise ValueError(
+                f"{word!r} cannot be built: of two joined blocks one must be joined by its first stem"
+            )
         size = (tree.block >= 0).sum(1)
         early = (size < self.config.min_blocks) & trees.free_stems(tables, tree).flatten(1).any(1)
         if bool(early.any()):
@@ -356,4 +371,3 @@ def _remember(cache: "OrderedDict[Any, Any]", name: Any, value: Any, most: int) 
     cache.move_to_end(name)
     while len(cache) > most:
         cache.popitem(last=False)
-

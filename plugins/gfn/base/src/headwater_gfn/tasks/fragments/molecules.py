@@ -44,7 +44,9 @@ def join(parts: Sequence[Any], bonds: Sequence[tuple[int, int, int, int]]) -> An
     return mol
 
 
-def assemble(blocks: Sequence[Block], mols: Sequence[Any], atoms: Sequence[Sequence[int]], row: Sequence[int]) -> Molecule:
+def assemble(
+    blocks: Sequence[Block], mols: Sequence[Any], atoms: Sequence[Sequence[int]], row: Sequence[int]
+) -> Molecule:
     """Build one molecule.
 
     Args:

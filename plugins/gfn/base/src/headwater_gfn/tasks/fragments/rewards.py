@@ -62,7 +62,9 @@ def make_scorer(config: "FragmentsConfig") -> Scorer:
         proxy = load_proxy(config.proxy, root=config.proxy_root)
         return _checked(name, lambda molecules: proxy.score(molecules) / 8.0)
     if ":" not in name:
-        raise ConfigError(f"task.reward = {name!r} is none of qed, sa, logp, seh and no 'package.module:function'")
+        raise ConfigError(
+            f"task.reward = {name!r} is none of qed, sa, logp, seh and no 'package.module:function'"
+        )
     scorer = _imported(name)
     return _checked(name, lambda molecules: scorer([m.smiles for m in molecules]))
 
@@ -77,7 +79,7 @@ def _imported(name: str) -> Callable[[list[str]], Any]:
         raise PluginError(f"cannot import the scorer {name!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise PluginError(f"the scorer {name!r} is no function but {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _checked(name: str, score: Callable[[Sequence[Molecule]], Any]) -> Scorer:

@@ -42,8 +42,9 @@ class Tables:
     ``count`` (nb,): how many positions it has. ``atom`` (nb, S): the atom of each.
     ``image`` (nb, G, S): where each symmetry puts the atom of each position, as that atom's first position; positions
     that do not exist stay where they are. ``turned`` (nb, S, G): the random word of that image, 0 where there is no
-    position. ``free`` (nb, G): the sum of these words times FREE. ``label`` (nb,): a random word of each kind. ``orbit`` (nb, S): a number of the orbit, unlike those
-    of other kinds. ``attach`` (nb, S): the lowest block whose first stem lies in that orbit, -1 for none.
+    position. ``free`` (nb, G): the sum of these words times FREE. ``label`` (nb,): a random word of each kind.
+    ``orbit`` (nb, S): a number of the orbit, unlike those of other kinds. ``attach`` (nb, S): the lowest block whose
+    first stem lies in that orbit, -1 for none.
     """
 
     kind: Tensor
@@ -70,14 +71,24 @@ def symmetries(mol: Any, stems: Sequence[int]) -> list[dict[int, int]]:
 
     def traits(i: int) -> tuple[int, ...]:
         atom = mol.GetAtomWithIdx(i)
-        return atom.GetAtomicNum(), atom.GetFormalCharge(), atom.GetIsotope(), atom.GetTotalNumHs(), stems.count(i)
+        return (
+            atom.GetAtomicNum(),
+            atom.GetFormalCharge(),
+            atom.GetIsotope(),
+            atom.GetTotalNumHs(),
+            stems.count(i),
+        )
 
     traits_of = [traits(i) for i in range(mol.GetNumAtoms())]
     atoms = sorted(set(stems))
     identity = tuple(atoms)
     most = 20_000
     found = mol.GetSubstructMatches(mol, uniquify=False, useChirality=True, maxMatches=most)
-    images = {tuple(m[i] for i in atoms) for m in found if all(traits_of[i] == traits_of[m[i]] for i in range(len(m)))}
+    images = {
+        tuple(m[i] for i in atoms)
+        for m in found
+        if all(traits_of[i] == traits_of[m[i]] for i in range(len(m)))
+    }
     if len(found) >= most or len(images) > MOST_SYMMETRIES:
         images = set()
     return [dict(zip(atoms, m, strict=True)) for m in (identity, *sorted(images - {identity}))]

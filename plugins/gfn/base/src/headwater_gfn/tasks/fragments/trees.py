@@ -17,7 +17,19 @@ from torch import Tensor
 
 from headwater_gfn.tasks.fragments.tables import FREE, Tables
 
-__all__ = ["Canonical", "Codes", "Tree", "canonical", "codes", "free_stems", "grow", "prune", "removable", "rooted_at", "twins"]
+__all__ = [
+    "Canonical",
+    "Codes",
+    "Tree",
+    "canonical",
+    "codes",
+    "free_stems",
+    "grow",
+    "prune",
+    "removable",
+    "rooted_at",
+    "twins",
+]
 
 BOND, MARK, ROOT = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51, 0x4CF5AD432745937F
 LAST = 2**63 - 1
@@ -188,7 +200,9 @@ def canonical(tables: Tables, tree: Tree) -> Canonical:
     before = (b < a) | ((b == a) & ((y < x) | ((y == x) & earlier)))
     position = before.sum(3)
     own = torch.where(joined, position.gather(2, tree.own.clamp_min(0).unsqueeze(2)).squeeze(2), -1)
-    stem = torch.where(joined, position.flatten(1).gather(1, (tree.parent * width + tree.stem).clamp_min(0)), -1)
+    stem = torch.where(
+        joined, position.flatten(1).gather(1, (tree.parent * width + tree.stem).clamp_min(0)), -1
+    )
 
     ancestor = torch.where(joined, tree.parent, slots)
     depth = _along(joined.to(torch.int64), ancestor)
@@ -225,11 +239,13 @@ def grow(tables: Tables, tree: Tree, at: Tensor, block: Tensor) -> tuple[Tree, T
         torch.where(rooted, at % width, -1),
         torch.where(rooted, tables.own[block], -1),
     )
-    return Tree(*(old.scatter(1, slot, value.unsqueeze(1)) for old, value in zip(tree, new, strict=True))), slot
+    return Tree(
+        *(old.scatter(1, slot, value.unsqueeze(1)) for old, value in zip(tree, new, strict=True))
+    ), slot
 
 
 def prune(tree: Tree, slot: Tensor) -> Tree:
-    """Take away the block in ``slot`` (B,), which has one neighbour at most; that becomes the root if it was a child."""
+    """Take away the block in ``slot`` (B,), which has one neighbour at most; a child of it becomes the root."""
     slot = slot.unsqueeze(1)
     gone = torch.arange(tree.block.shape[1], device=slot.device) == slot
     cut = gone | (tree.parent == slot)
@@ -254,7 +270,7 @@ def bonds_of_leaves(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def removable(tables: Tables, tree: Tree) -> Tensor:
-    """Which blocks (B, N) may have been added last: one neighbour, joined by a stem that some block of the kind has first."""
+    """Which blocks (B, N) may have been added last: one neighbour, and a bond at the first stem of a block of the kind."""
     n = tree.block.shape[1]
     alive, joined = tree.block >= 0, tree.parent >= 0
     index = torch.where(joined, tree.parent, n)
