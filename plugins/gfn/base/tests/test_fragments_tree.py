@@ -238,3 +238,28 @@ def test_symmetric_stems_of_benzene_are_one_child() -> None:
         "Fc1cccc(F)c1",
         "Fc1ccc(F)cc1",
     }
+
+
+def test_exact_flows_with_a_uniform_backward_policy_sample_in_proportion_to_the_reward(
+    tmp_path: Path,
+) -> None:
+    """Needs that children, parents and equal actions all fit: otherwise the mass goes elsewhere."""
+    exact = pytest.importorskip("headwater_gfn.exact", reason="the exact diagnostics are not there")
+    table = pytest.importorskip("headwater_gfn.table", reason="the exact diagnostics are not there")
+    for library in LIBRARIES:
+        written_out = table.TableEnvironment(make(tmp_path, library, max_blocks=3, reward="logp"))
+        flows = exact.exact_flows(written_out)
+        learned = exact.learned_distribution(written_out, flows.log_pf)
+        assert exact.l1_distance(learned, exact.log_target(written_out).exp()) < 1e-12
+        assert float(flows.log_flow[0]) == pytest.approx(float(written_out.log_rewards.double().logsumexp(0)))
+
+
+def test_one_hot_observation_has_one_one_a_field() -> None:
+    environment = Fragments(FragmentsConfig(observation="one-hot", max_blocks=4))
+    states = torch.cat([s for s, _, _ in walk(environment, 10, seed=3)])
+    seen = environment.observe(states)
+    assert seen.shape == (len(states), environment.n_features)
+    assert bool((seen.sum(1) == 16).all())
+    assert len(seen.unique(dim=0)) == len(states.unique(dim=0))
+    graph = Fragments(FragmentsConfig(max_blocks=4))
+    assert graph.observe(states).shape == (len(states), graph.n_features)

@@ -171,10 +171,9 @@ class GraphPolicy(nn.Module):
         types = torch.where(kind >= 0, self.stem_type[kind.clamp_min(0), at % s], self.n_types)
         # The first layer acts on [block state | stem type]: on each part before they are put together.
         first, width = self.stem2pred[0], h.shape[1]
-        left, right = first.weight[:, :width], first.weight[:, width:]
-        x = (h @ left.T)[of * n + at // s] + nn.functional.linear(self.stememb.weight, right, first.bias)[
-            types
-        ]
+        assert isinstance(first, nn.Linear)
+        by_type = nn.functional.linear(self.stememb.weight, first.weight[:, width:], first.bias)
+        x = (h @ first.weight[:, :width].T)[of * n + at // s] + by_type[types]
         out = self.stem2pred[1:](x)
         if not self._dense(tree):
             out = out.new_zeros(free.numel(), out.shape[1]).index_copy(0, rows, out)

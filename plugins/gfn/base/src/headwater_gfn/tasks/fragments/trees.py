@@ -270,7 +270,7 @@ def bonds_of_leaves(tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def removable(tables: Tables, tree: Tree) -> Tensor:
-    """Which blocks (B, N) may have been added last: one neighbour, and a bond at the first stem of a block of the kind."""
+    """Which blocks (B, N) may have been added last: one neighbour, bound at the first stem of a block of the kind."""
     n = tree.block.shape[1]
     alive, joined = tree.block >= 0, tree.parent >= 0
     index = torch.where(joined, tree.parent, n)
