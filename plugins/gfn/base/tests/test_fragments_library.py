@@ -93,6 +93,14 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, text: str | None,
         read_library(path)
 
 
+def test_the_embedded_library_is_written_and_read_back(tmp_path: Path) -> None:
+    Fragments(FragmentsConfig()).make(tmp_path / "out")
+    path = tmp_path / "out" / "blocks.json"
+    assert read_library(path) == default_library()
+    assert Fragments.check(path) == []
+    assert "cannot read" in Fragments.check(tmp_path / "absent.json")[0]
+
+
 def test_without_rdkit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [m for m in sys.modules if m.partition(".")[0] == "rdkit"]:
         monkeypatch.delitem(sys.modules, name)

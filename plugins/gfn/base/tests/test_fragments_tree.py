@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from headwater_gfn.tasks.fragments import Fragments, FragmentsConfig, trees
 
 # name, SMILES, stems, and the symmetries of the stems' atoms, by hand
 RING = [dict(zip((0, 2, 4), p, strict=True)) for p in itertools.permutations((0, 2, 4))]
-LIBRARIES = {
+LIBRARIES: dict[str, list[tuple[str, list[int], list[dict[int, int]]]]] = {
     "ends": [("C1CCNCC1", [3, 0], [{}]), ("C1CCNCC1", [0, 3], [{}]), ("F", [0], [{}])],
     "ring": [("c1ccccc1", [0, 2, 4], RING), ("C=O", [0, 0], [{}]), ("C1CNCCN1", [2, 5], [{}, {2: 5, 5: 2}])],
     "uneven": [("CO", [1, 0, 0], [{}]), ("CO", [0, 1], [{}]), ("C1CCNCC1", [0, 3], [{}])],
@@ -23,7 +24,7 @@ LIBRARIES = {
 }
 
 
-def make(tmp_path: Path, library: str, **config: object) -> Fragments:
+def make(tmp_path: Path, library: str, **config: Any) -> Fragments:
     blocks = LIBRARIES[library]
     path = tmp_path / "blocks.json"
     path.write_text(json.dumps({"block_smi": [b[0] for b in blocks], "block_r": [b[1] for b in blocks]}))

@@ -1,12 +1,13 @@
 """Molecules built from fragments (Bengio et al., 2021): a tree of blocks that grows by one block a step."""
 
+import json
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from headwater import Config, ConfigError
+from headwater import Config, ConfigError, DataError
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
@@ -359,6 +360,26 @@ class Fragments(Environment):
 
         x = read(self, path)
         return Samples(x, self.log_reward(x))
+
+    @classmethod
+    def check(cls, root: Path) -> list[str]:
+        """What is wrong with the library of blocks in the JSON file ``root``."""
+        try:
+            read_library(root)
+        except DataError as error:
+            return [str(error)]
+        return []
+
+    def make(self, out: Path) -> None:
+        """Write the library of blocks to ``out`` as JSON, in the format that ``blocks`` reads."""
+        columns = {
+            "block_name": [b.name for b in self.blocks],
+            "block_smi": [b.smiles for b in self.blocks],
+            "block_r": [list(b.stems) for b in self.blocks],
+        }
+        path = out / "blocks.json" if not out.suffix else out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
 
     def panels(self, run: Any) -> list[Any]:
         from headwater_gfn.tasks.fragments.pictures import panels
