@@ -157,7 +157,8 @@ def test_official_checkpoint_gives_the_published_network(
     agent = PlainAgent(environment, outputs, old).double()
     state, hyperparameters = read_official([save(agent, tmp_path / "params.pkl.gz")])
     assert hyperparameters == {"root": "matrix" if old else "linear"}
-    policy = from_official(state, environment.blocks, environment.size, steps=4, **hyperparameters)["policy"]
+    library = environment.config.blocks if old else environment.blocks
+    policy = from_official(state, library, environment.size, steps=4, **hyperparameters)["policy"]
     agrees(policy, agent, environment, directed=True, outputs=outputs)
 
 

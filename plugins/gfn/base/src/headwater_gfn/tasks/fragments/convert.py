@@ -10,7 +10,7 @@ from headwater import DataError
 from headwater.unpickling import load_official
 from torch import Tensor
 
-from headwater_gfn.tasks.fragments.library import Block, default_library
+from headwater_gfn.tasks.fragments.library import Block, default_library, read_library
 from headwater_gfn.tasks.fragments.policy import GraphPolicy
 
 __all__ = ["from_official", "read_official"]
@@ -53,12 +53,12 @@ def read_official(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, A
 
 def from_official(
     state: Mapping[str, Tensor],
-    blocks: Sequence[Block] | None = None,
+    blocks: Sequence[Block] | str | Path | None = None,
     max_blocks: int = 8,
     steps: int = 10,
     root: str = "linear",
 ) -> dict[str, GraphPolicy]:
-    """Build the policy; its width and whether it has a flow are seen from the arrays.
+    """Build the policy for a library, or for that in a JSON file; width and flow are seen from the arrays.
 
     Its messages go from parents to children only, as the official code's do. There the root is the block that was put
     down first; here it is that of the canonical form, from which every molecule can be built too.
@@ -66,7 +66,8 @@ def from_official(
     Raises:
         DataError: the arrays do not fit the library, or one is missing or unknown.
     """
-    blocks = default_library() if blocks is None else blocks
+    if blocks is None or isinstance(blocks, str | Path):
+        blocks = default_library() if blocks is None else read_library(Path(blocks))
     names = {*_EMBEDDINGS, "root", "bias", *_AFTER_CONV}
     if set(state) != names:
         raise DataError(f"the checkpoint lacks or has too many of the arrays {sorted(names ^ set(state))}")
