@@ -3,7 +3,6 @@
 import csv
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,13 +162,10 @@ def test_metrics_count_molecules_once(environment: Fragments, samples: Samples) 
     assert len(environment.modes(samples.x)) == len(samples)
 
 
-def test_panels_show_the_best_molecules(environment: Fragments, samples: Samples, tmp_path: Path) -> None:
+def test_pictures_show_the_best_molecules(environment: Fragments, samples: Samples) -> None:
     panel = best_molecules(environment, samples, n=6)
     assert panel.svg.startswith("<svg")
     assert panel.svg.endswith("</svg>")
-    run = SimpleNamespace(path=tmp_path)
-    assert environment.panels(run) == []
-    (tmp_path / "samples").mkdir()
-    environment.write(samples, tmp_path / "samples" / "first.smi")
-    assert [p.title for p in environment.panels(run)] == ["Best molecules"]
+    policy = environment.make_policy((8,), "relu")
+    assert [p.title for p in environment.pictures({"learned": policy})] == ["Best molecules"]
     assert draw("none", []).svg.startswith("<svg")

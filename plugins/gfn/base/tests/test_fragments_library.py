@@ -16,6 +16,7 @@ from headwater.config import validate
 from headwater_gfn.tasks.fragments import Fragments, FragmentsConfig
 from headwater_gfn.tasks.fragments.library import default_library, problem_of, read_library
 from headwater_gfn.tasks.fragments.molecules import join
+from headwater_gfn.tasks.fragments.policy import GraphPolicy
 from headwater_gfn.tasks.fragments.tables import make_tables, random_words, symmetries
 from rdkit import Chem
 
@@ -153,7 +154,7 @@ def test_the_105_block_library_fits() -> None:
     environment = Fragments(FragmentsConfig(blocks=LIBRARY))
     assert len(environment.blocks) == 105
     assert environment.n_actions == 7 * 6 * 105 + 1
-    policy = environment.policy(shared_types=True)
+    policy = GraphPolicy(environment.blocks, shared_types=True)
     # The first block of each SMILES fixes the official stem types.
     first: dict[str, int] = {}
     for block in environment.blocks:

@@ -256,7 +256,7 @@ def test_exact_flows_with_a_uniform_backward_policy_sample_in_proportion_to_the_
 
 
 def test_one_hot_observation_has_one_one_a_field() -> None:
-    environment = Fragments(FragmentsConfig(observation="one-hot", max_blocks=4))
+    environment = Fragments(FragmentsConfig(network="one-hot", max_blocks=4))
     states = torch.cat([s for s, _, _ in walk(environment, 10, seed=3)])
     seen = environment.observe(states)
     assert seen.shape == (len(states), environment.n_features)

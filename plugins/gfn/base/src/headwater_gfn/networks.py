@@ -1,7 +1,7 @@
 """The policy network: one trunk, and one linear layer for the forward policy, the backward policy and the flow."""
 
-from itertools import pairwise
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Protocol
 
 import torch

@@ -83,8 +83,18 @@ MANY = 64
 """Rows from which on it pays to evaluate equal states once."""
 
 
+WIDE = 256
+"""Actions from which on one uniform number a row is cheaper than noise for every action."""
+
+
 def _noise(steps: int, n: int, n_actions: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Standard Gumbel noise (n, n_actions) for each step: the argmax of logits plus noise is a sample."""
+    """Randomness for :func:`_choose`, step by step.
+
+    Standard Gumbel noise (n, n_actions): the argmax of logits plus noise is a sample. With very many actions uniform
+    numbers (n, 1) instead, to look up in the distribution function.
+    """
+    while n_actions > WIDE:
+        yield from torch.rand(CHUNK, n, 1, device=generator.device, generator=generator)
     chunk = max(1, min(CHUNK, steps, 2**22 // max(n * n_actions, 1)))
     while True:
         drawn = torch.rand(chunk, n, n_actions, device=generator.device, generator=generator)
@@ -124,7 +134,11 @@ def roll_out(
 def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None) -> Tensor:
     if factor is not None:
         logits = logits * factor
-    return (forbid + noise).add_(logits).argmax(1)
+    if noise.shape[1] == forbid.shape[1]:
+        return (forbid + noise).add_(logits).argmax(1)
+    below = (logits + forbid).softmax(1).cumsum(1)
+    # Just under 1: what is looked up must lie under the last value, after rounding too.
+    return torch.searchsorted(below, noise.clamp_max(1 - 2**-22) * below[:, -1:], right=True).squeeze(1)
 
 
 def _logits_of(policy: Policy) -> Callable[[Tensor], Tensor]:

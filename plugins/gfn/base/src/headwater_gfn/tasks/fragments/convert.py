@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from headwater import DataError
-from headwater.unpickling import load_official
 from torch import Tensor
 
 from headwater_gfn.tasks.fragments.library import Block, default_library, read_library
 from headwater_gfn.tasks.fragments.policy import GraphPolicy
 
-__all__ = ["from_official", "read_official"]
+__all__ = ["from_official", "name_arrays"]
 
 _AFTER_CONV = (
     "block2emb.0.weight", "block2emb.0.bias", "block2emb.2.weight", "block2emb.2.bias",
@@ -25,29 +24,24 @@ _AFTER_CONV = (
 _EMBEDDINGS = ("blockemb.weight", "stememb.weight", "bondemb.weight")
 
 
-def read_official(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a gzipped pickle of 23 arrays.
+def name_arrays(arrays: Sequence[Any], path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Give the 23 arrays of a checkpoint their names.
 
     The convolution's two arrays come in the order of the library that wrote them: root then bias (torch-geometric 1,
     where the root acts as x W), or bias then root (2, where it acts as x W^T). The hyperparameter ``root`` says which.
 
     Raises:
-        DataError: the file is damaged, or its arrays are not those of the network.
+        DataError: the arrays are not those of the network.
     """
-    if len(paths) != 1:
-        raise DataError(f"a policy of fragments is one file, and {len(paths)} were given")
-    content = load_official(Path(paths[0]))
     expected = 5 + len(_AFTER_CONV)
-    if not isinstance(content, list | tuple) or not all(isinstance(x, np.ndarray | Tensor) for x in content):
-        raise DataError(f"{paths[0]} holds no list of arrays")
-    if len(content) != expected:
-        raise DataError(
-            f"{paths[0]} holds {len(content)} arrays, and the policy of version v4 has {expected}"
-        )
-    arrays = [torch.as_tensor(x) for x in content]
-    matrix_first = arrays[3].ndim == 2
+    if not all(isinstance(x, np.ndarray | Tensor) for x in arrays):
+        raise DataError(f"{path} holds no list of arrays")
+    if len(arrays) != expected:
+        raise DataError(f"{path} holds {len(arrays)} arrays, and the policy of version v4 has {expected}")
+    tensors = [torch.as_tensor(x) for x in arrays]
+    matrix_first = tensors[3].ndim == 2
     conv = ("root", "bias") if matrix_first else ("bias", "root")
-    state = dict(zip((*_EMBEDDINGS, *conv, *_AFTER_CONV), arrays, strict=True))
+    state = dict(zip((*_EMBEDDINGS, *conv, *_AFTER_CONV), tensors, strict=True))
     return state, {"root": "matrix" if matrix_first else "linear"}
 
 
@@ -58,7 +52,9 @@ def from_official(
     steps: int = 10,
     root: str = "linear",
 ) -> dict[str, GraphPolicy]:
-    """Build the policy for a library, or for that in a JSON file; width and flow are seen from the arrays.
+    """Build the policy for a library, or for that in a JSON file; the width is seen from the arrays.
+
+    A graph head without a log flow (trajectory balance) gets one that is zero.
 
     Its messages go from parents to children only, as the official code's do. There the root is the block that was put
     down first; here it is that of the canonical form, from which every molecule can be built too.
@@ -74,11 +70,14 @@ def from_official(
     width, outputs = len(state["bias"]), len(state["global2pred.2.bias"])
     if outputs not in (1, 2):
         raise DataError(f"the graph head has {outputs} outputs; 1 (stop) or 2 (stop and flow) are known")
-    policy = GraphPolicy(
-        blocks, max_blocks, width, steps, directed=True, root=root, flow=outputs == 2, shared_types=True
-    ).to(state["bias"].dtype)
+    state = dict(state)
+    if outputs == 1:
+        for name in ("global2pred.2.weight", "global2pred.2.bias"):
+            state[name] = torch.cat([state[name], torch.zeros_like(state[name])])
+    policy = GraphPolicy(blocks, max_blocks, width, steps, directed=True, root=root, shared_types=True)
+    policy = policy.to(state["bias"].dtype)
     try:
-        policy.load_state_dict(dict(state))
+        policy.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise DataError(f"the checkpoint was made for another library of blocks: {reason}") from error

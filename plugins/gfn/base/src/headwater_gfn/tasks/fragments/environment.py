@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 from headwater import Config, ConfigError, DataError
+from headwater.reporting import Panel
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwater_gfn.environment import Environment, Samples
 from headwater_gfn.tasks.fragments import trees
@@ -42,8 +43,13 @@ class FragmentsConfig(Config):
     )
     beta: PositiveFloat = Field(4.0, description="log R = beta log(max(value, floor))")
     floor: PositiveFloat = Field(0.0125, description="the lowest value that counts")
-    observation: Literal["graph", "one-hot"] = Field(
-        "graph", description="what the network sees: the tree, for GraphPolicy, or its one-hot coding"
+    network: Literal["graph", "one-hot", "official", "official-pyg1"] = Field(
+        "graph",
+        description="graph: messages along all bonds; one-hot: a perceptron; official: messages to the children only, "
+        "of torch-geometric 2 or 1, for converted weights",
+    )
+    convolutions: PositiveInt = Field(
+        6, description="message-passing steps of a graph network; 10 in the paper"
     )
     mode_reward: float | None = Field(
         None, description="lowest value of a mode; 7.5/8 for seh, else 0.8 without"
@@ -100,7 +106,7 @@ class Fragments(Environment):
         self.state_shape = (4 * self.size + 1,)
         self._sizes = (len(self.blocks), self.size, self.width, self.width)
         self.n_features = (
-            4 * self.size if config.observation == "graph" else self.size * sum(n + 1 for n in self._sizes)
+            self.size * sum(n + 1 for n in self._sizes) if config.network == "one-hot" else 4 * self.size
         )
         self._on: dict[torch.device, Tables] = {self.tables.own.device: self.tables}
         self._scores: OrderedDict[tuple[int, ...], float] = OrderedDict()
@@ -215,7 +221,7 @@ class Fragments(Environment):
         return s[:, -1] == 1
 
     def observe(self, s: Tensor) -> Tensor:
-        if self.config.observation == "graph":
+        if self.config.network != "one-hot":
             return s[:, :-1]
         columns = [
             torch.nn.functional.one_hot(f + 1, n + 1) for f, n in zip(self.tree(s), self._sizes, strict=True)
@@ -297,11 +303,18 @@ class Fragments(Environment):
         given: float | None = self.config.mode_reward
         return given if given is not None else 7.5 / 8 if self.config.reward == "seh" else 0.8
 
-    def policy(self, **sizes: Any) -> Any:
-        """A :class:`~headwater_gfn.tasks.fragments.policy.GraphPolicy` for this library (``observation = "graph"``)."""
+    def make_policy(self, hidden: tuple[int, ...], activation: str) -> nn.Module:
+        """A graph network of width ``hidden[0]``, unless the config wants a perceptron."""
+        network = self.config.network
+        if network == "one-hot":
+            return super().make_policy(hidden, activation)
         from headwater_gfn.tasks.fragments.policy import GraphPolicy
 
-        return GraphPolicy(self.blocks, self.size, **sizes)
+        official, root = network != "graph", "matrix" if network == "official-pyg1" else "linear"
+        return GraphPolicy(
+            self.blocks, self.size, hidden[0], self.config.convolutions,
+            directed=official, root=root, shared_types=official,
+        )  # fmt: skip
 
     # Files
 
@@ -381,10 +394,10 @@ class Fragments(Environment):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
 
-    def panels(self, run: Any) -> list[Any]:
-        from headwater_gfn.tasks.fragments.pictures import panels
+    def pictures(self, policies: dict[str, Any]) -> list[Panel]:
+        from headwater_gfn.tasks.fragments.pictures import pictures
 
-        return panels(self, run)
+        return pictures(self, policies)
 
 
 def _remember(cache: "OrderedDict[Any, Any]", name: Any, value: Any, most: int) -> None:

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from headwater.reporting import Panel, Svg
 
 from headwater_gfn.environment import Samples
+from headwater_gfn.rollout import roll_out
 from headwater_gfn.tasks.fragments.library import rdkit
 
 if TYPE_CHECKING:
     from headwater_gfn.tasks.fragments.environment import Fragments
 
-__all__ = ["best_molecules", "draw"]
+__all__ = ["best_molecules", "draw", "pictures"]
 
 
 def draw(
@@ -53,15 +55,15 @@ def best_molecules(environment: "Fragments", samples: Samples, n: int = 12, capt
     return draw("Best molecules", mols, [f"{name} {float(values[i]):.3f}" for i in order], caption=caption)
 
 
-def panels(environment: "Fragments", run: Any) -> list[Panel]:
-    """The best molecules of a run's samples; nothing where it has none that can be read."""
-    folder = run.path / "samples"
-    files = sorted(p for p in folder.glob("*") if p.suffix in environment.suffixes) if folder.is_dir() else []
-    if not files:
-        return []
-    samples = environment.read(files[-1])
-    return [
-        best_molecules(
-            environment, samples, caption=f"The best of {len(samples)} molecules in {files[-1].name}."
+def pictures(environment: "Fragments", policies: dict[str, Any]) -> list[Panel]:
+    """The best of 128 molecules that each policy samples."""
+    panels: list[Panel] = []
+    for name, policy in policies.items():
+        x = roll_out(environment, policy, 128, torch.Generator().manual_seed(0)).last
+        caption = (
+            f"The best of {len(x)} molecules that the policy sampled, by {name}."
+            if len(policies) > 1
+            else (f"The best of {len(x)} molecules that the policy sampled.")
         )
-    ]
+        panels.append(best_molecules(environment, Samples(x, environment.log_reward(x)), caption=caption))
+    return panels

@@ -29,7 +29,6 @@ class GraphPolicy(nn.Module):
         steps: convolution steps.
         directed: whether messages go from parents to children only, as in the official code.
         root: how the convolution's root array W acts on a block's state, ``"linear"`` as x W^T, ``"matrix"`` as x W.
-        flow: whether the graph head gives a log flow; it is zero without.
         shared_types: whether stem types are numbered as in the official code, which makes room for the stems of the
             first block of each SMILES only: where a later block has more, its last types are also those of the next
             SMILES. Every atom has a type of its own without.
@@ -47,12 +46,11 @@ class GraphPolicy(nn.Module):
         steps: int = 10,
         directed: bool = False,
         root: str = "linear",
-        flow: bool = True,
         shared_types: bool = False,
     ) -> None:
         super().__init__()
         self.max_blocks, self.steps, self.directed = max_blocks, steps, directed
-        self.linear_root, self.flow = root == "linear", flow
+        self.linear_root = root == "linear"
         tables = make_tables(blocks)
         self.n_blocks, self.positions = len(blocks), tables.atom.shape[1]
         self.n_stems = max(max_blocks - 1, 1) * self.positions
@@ -81,7 +79,7 @@ class GraphPolicy(nn.Module):
         self.stem2pred = nn.Sequential(
             nn.Linear(2 * width, width), act(), nn.Linear(width, width), act(), nn.Linear(width, len(blocks))
         )
-        self.global2pred = nn.Sequential(nn.Linear(width, width), act(), nn.Linear(width, 1 + flow))
+        self.global2pred = nn.Sequential(nn.Linear(width, width), act(), nn.Linear(width, 2))
 
     def forward_logits(self, observed: Tensor) -> Tensor:
         """Logits (B, n_actions) of trees (B, 4 N); those of actions that are not allowed mean nothing."""
@@ -90,11 +88,7 @@ class GraphPolicy(nn.Module):
     def forward(self, observed: Tensor) -> tuple[Tensor, None, Tensor]:
         """Forward logits (B, n_actions), no backward logits, and log flow (B,)."""
         tree, h, pooled = self._run(observed)
-        return (
-            self._logits(tree, h, pooled),
-            None,
-            pooled[:, -1] if self.flow else torch.zeros_like(pooled[:, 0]),
-        )
+        return self._logits(tree, h, pooled), None, pooled[:, 1]
 
     def _dense(self, tree: Tensor) -> bool:
         """Whether to work on all slots, or only on those in use, which must be counted: that costs nothing on a CPU."""
