@@ -114,9 +114,6 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
         task |= {name: hyperparameters[name] for name in ("blocks", "max_blocks") if name in hyperparameters}
         trainer = {"hidden": [len(state["bias"])], "terminal_flow": "free", "backward": "uniform"}
         return {"task": task, "trainer": trainer}
-            "task": task,
-            "trainer": {"hidden": [len(state["bias"])], "terminal_flow": "free", "backward": "uniform"},
-        }
     numbers = _layers(state)
     n_items = state["0.weight"].shape[1]
     task = {"n_items": n_items}

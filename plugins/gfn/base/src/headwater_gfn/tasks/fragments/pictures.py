@@ -21,7 +21,7 @@ def draw(
     mols: Sequence[Any],
     labels: Sequence[str] = (),
     *,
-    columns: int = 4,
+    columns: int = 3,
     side: int = 220,
     caption: str = "",
 ) -> Svg:
