@@ -122,13 +122,13 @@ def test_prioritised_replay_draws_half_from_the_best_tenth(generator):
 
 
 def test_the_archive_keeps_the_best_different_objects(generator):
-    archive = Archive(3, n_modes=4)
+    archive = Archive(3, 4, lambda x: x % 5 - 1)
     for _ in range(200):
         x = torch.randint(100, (64,), generator=generator)
-        archive.add(x, x.float() / 50, x, x % 5 - 1)
+        archive.add(x, x.float() / 50, x)
     assert archive.x.tolist() == [99, 98, 97]
     assert (archive.different, archive.modes) == (100, 4)
     assert archive.mean_reward() == pytest.approx(sum(math.exp(v / 50) for v in (97, 98, 99)) / 3, rel=1e-5)
-    again = Archive(3, n_modes=4)
+    again = Archive(3, 4)
     again.load_state_dict(archive.state_dict())
     assert (again.different, again.x.tolist()) == (100, [99, 98, 97])

@@ -186,40 +186,39 @@ def _walk_table(
     """As :func:`_walk`, on numbered states: terminal ones stay where they are, so rows leave only now and then."""
     device, steps = generator.device, environment.max_len
     s = environment.start(n, device)
-    states = torch.zeros(steps + 1, n, dtype=torch.int64, device=device)
-    actions = torch.zeros(steps, n, dtype=torch.int64, device=device)
+    states, actions = [s], []
     noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
     logits_of = _logits_of(policy)
-    live = None
-    t = 0
-    while t < steps:
+    live, rows = None, n
+    for t in range(1, steps + 1):
         gumbel, factor = next(noise), next(factors)
         if live is not None:
             gumbel, factor = gumbel[live], factor if factor is None else factor[live]
-        if len(s) < MANY:
+        if rows < MANY:
             logits = logits_of(environment.observe(s))
         else:
             different, which = s.unique(return_inverse=True)
             logits = logits_of(environment.observe(different)).index_select(0, which)
         a = _choose(logits, environment.penalty(s), gumbel, factor)
         s = environment.step(s, a)
-        t += 1
         if live is None:
-            states[t], actions[t - 1] = s, a
+            states.append(s)
+            actions.append(a)
         else:
-            states[t, live], actions[t - 1, live] = s, a
+            states.append(states[-1].index_copy(0, live, s))
+            actions.append(actions[-1].index_copy(0, live, a))
         if environment.stops and t % 2 == 0:
-            going = environment.terminal(s).logical_not()
+            going = s < environment.n_inner
             left = int(going.sum())
             if left == 0:
                 break
-            if left <= 0.7 * len(s):
-                rows = going.nonzero().squeeze(1)
-                live, s = rows if live is None else live[rows], s[rows]
-    states = states[: t + 1].cummax(0).values  # numbers grow along a trajectory: this repeats the last state
-    inner = (states < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
-    longest = int(inner.max())
-    return Trajectories(states[: longest + 1], actions[:longest], inner)
+            if left <= 0.7 * rows and rows >= MANY // 2:
+                kept = going.nonzero().squeeze(1)
+                live, s, rows = kept if live is None else live[kept], s[kept], left
+    walked = torch.stack(states)
+    length = (walked < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
+    longest = int(length.max())
+    return Trajectories(walked[: longest + 1], torch.stack(actions[:longest]), length)
 
 
 @torch.no_grad()

@@ -70,7 +70,9 @@ class GFlowNetTrainer(Trainer):
                 return 0.5 * (1.0 + math.cos(math.pi * min(k, steps) / steps))
 
             self.schedulers["adam"] = torch.optim.lr_scheduler.LambdaLR(adam, cosine)
-        self.archive = self.stateful["archive"] = Archive(config.archive_size, self.environment.n_modes)
+        self.archive = self.stateful["archive"] = Archive(
+            config.archive_size, self.environment.n_modes, self.environment.modes
+        )
         self.replay: Replay | None = None
         if config.replay != "none":
             prioritised = config.replay == "prioritised"
@@ -92,8 +94,7 @@ class GFlowNetTrainer(Trainer):
         log_reward = environment.log_reward(x)
         keys = environment.key(x)
         kept = slice(n, None) if extra else slice(None)
-        modes = environment.modes(x[kept]) if environment.n_modes is not None else None
-        self.archive.add(x[kept], log_reward[kept], keys[kept], modes)
+        self.archive.add(x[kept], log_reward[kept], keys[kept])
         if extra:
             trajectories, x, log_reward, keys = trajectories.rows(n), x[:n], log_reward[:n], keys[:n]
         if self.replay is not None:
