@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.entries import MethodEntry, SamplerEntry, StageEntry, TaskEntry
 from headwater.errors import PluginError, UsageError, near
-from headwater.loading import HOOKS, Loaded, Plugin, Point, collect, find, load
+from headwater.loading import HOOKS, Clash, Loaded, Plugin, Point, collect, find, load
 from headwater.remedies import Broken, explain, normal, one_line
 from headwater.task import Task
 
@@ -174,7 +174,7 @@ class Registry:
             one = next((o for o in self._loaded or () if claim and o.plugin.name == claim.plugin.name), None)
             reason, remedy = explain(error, one.dist if one else None, module)
             where = f"{claim.role} of {claim.what}, plugin {claim.plugin}: " if claim else ""
-            raise Broken(f"{where}cannot import {string!r}: {reason}", remedy) from error
+            raise Broken(f"cannot import {string!r}: {reason}", remedy, where) from error
 
     # Registration by a script
 
@@ -254,7 +254,7 @@ class Registry:
             settled = _settle([*others, loaded])
             clashes = settled.plugins[name].clashes
             if clashes:
-                raise PluginError(f"cannot register {loaded.plugin}: {clashes[0]}")
+                raise PluginError(f"cannot register {loaded.plugin}: {clashes[0].text}")
             self._loaded, self._settled = [*others, loaded], settled
 
     # Discovery and look-up
@@ -369,9 +369,10 @@ def _imports(plugin: Plugin, kind: str, what: str, entry: Any) -> Iterator[Impor
 def _settle(loaded: list[Loaded]) -> _Settled:
     """Give each name to one plugin; the record of any other says what it lost."""
     settled = _Settled()
-    lost: dict[str, list[str]] = {one.plugin.name: list(one.plugin.clashes) for one in loaded}
+    lost: dict[str, list[Clash]] = {one.plugin.name: list(one.plugin.clashes) for one in loaded}
     shown = {one.plugin.name: str(one.plugin) for one in loaded}
-    dist = {one.plugin.name: normal(one.plugin.distribution or "") for one in loaded}
+    source = {one.plugin.name: one.plugin.distribution for one in loaded}
+    dist = {name: normal(distribution or "") for name, distribution in source.items()}
 
     def claim(kind: str, name: str, plugin: str, entry: Any) -> None:
         claims = settled.claims[kind]
@@ -379,7 +380,8 @@ def _settle(loaded: list[Loaded]) -> _Settled:
         if winner != plugin and dist[plugin] == f"headwater-{name}" != dist[winner]:
             winner, plugin = plugin, winner
         if winner != plugin:
-            lost[plugin].append(f"{kind} {name!r} belongs to plugin {shown[winner]}")
+            remedy = f"pip uninstall {source[plugin]}" if source[plugin] else None
+            lost[plugin].append(Clash(f"{kind} {name!r} belongs to plugin {shown[winner]}", remedy))
         if name not in claims or claims[name].plugin != winner:
             claims[name] = _Claim(winner, entry)
 
@@ -400,14 +402,13 @@ def _settle(loaded: list[Loaded]) -> _Settled:
                 if entry.method in settled.claims["method"]:
                     claim(kind, f"{entry.method}/{entry.name}", one.plugin.name, entry)
                 else:
-                    lost[one.plugin.name].append(
-                        f"{kind} {entry.name!r} is for {entry.method!r}, which is no method here"
-                    )
+                    text = f"{kind} {entry.name!r} is for {entry.method!r}, which is no method here"
+                    lost[one.plugin.name].append(Clash(text, f"pip install headwater-{entry.method}"))
     _record(loaded, lost, settled)
     return settled
 
 
-def _record(loaded: list[Loaded], lost: dict[str, list[str]], settled: _Settled) -> None:
+def _record(loaded: list[Loaded], lost: dict[str, list[Clash]], settled: _Settled) -> None:
     owned: dict[str, dict[str, list[str]]] = {one.plugin.name: {} for one in loaded}
     for kind, claims in settled.claims.items():
         for name, (plugin, entry) in claims.items():

@@ -13,10 +13,13 @@ __all__ = ["Broken", "Distribution", "explain", "normal", "one_line"]
 
 
 class Broken(PluginError):
-    """Why a plugin cannot be used; ``remedy`` is the line that would help, if it is known by now."""
+    """Why a plugin cannot be used; ``remedy`` is the line that would help, if it is known by now.
 
-    def __init__(self, reason: str, remedy: str | None = None) -> None:
-        super().__init__(f"{reason}; try: {remedy}" if remedy else reason)
+    ``where`` stands before the reason in the text, for a reader who does not know what it is about.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None, where: str = "") -> None:
+        super().__init__(f"{where}{reason}" + (f"; try: {remedy}" if remedy else ""))
         self.reason = reason
         self.remedy = remedy
 
