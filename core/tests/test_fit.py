@@ -169,7 +169,9 @@ def test_a_full_disk_says_what_is_safe_and_how_to_go_on(whole, tmp_path, monkeyp
 
     save = state.save_file
     monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"):
+    with pytest.raises(
+        RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"
+    ):
         train(tmp_path / "run")
     monkeypatch.setattr(state, "save_file", save)
     assert same(states(headwater.resume(tmp_path / "run"), 12), states(whole, 12))
@@ -179,9 +181,15 @@ def test_from_another_run_starts_from_its_weights_and_records_it(whole, tmp_path
     with pytest.raises(UsageError, match="pass --from RUN"):
         headwater.train("toy", tmp_path / "no", stage="refine", overrides={"fit": FIT})
     run = headwater.train(
-        "toy", tmp_path / "yes", stage="refine", overrides={"fit": {**FIT, "max_steps": 0}}, from_runs=[whole.path]
+        "toy",
+        tmp_path / "yes",
+        stage="refine",
+        overrides={"fit": {**FIT, "max_steps": 0}},
+        from_runs=[whole.path],
     )
-    assert run.manifest.lineage == [{"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}]
+    assert run.manifest.lineage == [
+        {"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}
+    ]
     assert same(run.load(0, "model")["modules"], whole.load(12, "model")["modules"])
 
 
@@ -278,7 +286,9 @@ def setup_with_replay(self):
 
 
 def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
-    monkeypatch.setattr(ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64)))
+    monkeypatch.setattr(
+        ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64))
+    )
     monkeypatch.setattr(ToyTrainer, "setup", setup_with_replay)
     run = train(tmp_path / "run", precision="64-true")
     weights = run.load(12, "model")["modules"]["net"]
@@ -297,7 +307,9 @@ def code_lines(text):
     docs = {
         line
         for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
         for line in range(node.lineno, node.end_lineno + 1)
     }
     lines = enumerate(text.splitlines(), 1)

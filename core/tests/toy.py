@@ -102,7 +102,12 @@ class ToyTrainer(Trainer):
 
     @classmethod
     def build(cls, config, task, facts):
-        net = nn.Sequential(nn.Linear(2, config.width), nn.BatchNorm1d(config.width), nn.Dropout(0.3), nn.Linear(config.width, 1))
+        net = nn.Sequential(
+            nn.Linear(2, config.width),
+            nn.BatchNorm1d(config.width),
+            nn.Dropout(0.3),
+            nn.Linear(config.width, 1),
+        )
         return {"net": net, "scale": nn.ParameterDict({"log_z": nn.Parameter(torch.zeros(()))})}
 
     def setup(self):
@@ -161,19 +166,30 @@ def headwater_methods():
             kinds=("toy.numbers",),
             task="toy-numbers",
             stages=(
-                StageEntry(name="fit", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig"),
                 StageEntry(
-                    name="refine", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig", after=("fit",)
+                    name="fit", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig"
+                ),
+                StageEntry(
+                    name="refine",
+                    summary="s",
+                    trainer=f"{here}:ToyTrainer",
+                    config=f"{here}:TrainerConfig",
+                    after=("fit",),
                 ),
             ),
             samplers=(
                 SamplerEntry(
-                    name="plain", summary="s", sampler=f"{here}:ToySampler", config=f"{here}:SamplerConfig",
+                    name="plain",
+                    summary="s",
+                    sampler=f"{here}:ToySampler",
+                    config=f"{here}:SamplerConfig",
                     condition=f"{here}:Condition",
                 ),
             ),
             operations=(
-                OperationEntry(name="double", summary="s", operation=f"{here}:Double", config=f"{here}:OperationConfig"),
+                OperationEntry(
+                    name="double", summary="s", operation=f"{here}:Double", config=f"{here}:OperationConfig"
+                ),
             ),
             presets={"wide": {"trainer": {"width": 9}}},
         )
@@ -183,5 +199,11 @@ def headwater_methods():
 @hookimpl
 def headwater_tasks():
     return [
-        TaskEntry(name="toy-numbers", kind="toy.numbers", summary="s", task=f"{__name__}:Numbers", config=f"{__name__}:NumbersConfig")
+        TaskEntry(
+            name="toy-numbers",
+            kind="toy.numbers",
+            summary="s",
+            task=f"{__name__}:Numbers",
+            config=f"{__name__}:NumbersConfig",
+        )
     ]

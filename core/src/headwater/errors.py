@@ -6,7 +6,16 @@ The command line shows them as one or two lines and exits with 2 (the request wa
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "DataError", "HeadwaterError", "NonFinite", "PluginError", "RunError", "UsageError", "near"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "HeadwaterError",
+    "NonFinite",
+    "PluginError",
+    "RunError",
+    "UsageError",
+    "near",
+]
 
 
 class HeadwaterError(Exception):

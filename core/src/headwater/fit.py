@@ -111,7 +111,9 @@ class Fit:
         self._elapsed_before = self._elapsed_so_far()
         with ExitStack() as stack:
             stack.enter_context(self._signals())
-            bar = stack.enter_context(Progress(last, self.step, shown=self.main, label=self.run.manifest.method))
+            bar = stack.enter_context(
+                Progress(last, self.step, shown=self.main, label=self.run.manifest.method)
+            )
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()
             for batch in batches:
@@ -141,7 +143,9 @@ class Fit:
 
     def _draw(self, k: int) -> Any:
         device = self.trainer.place.device if self.trainer.on_policy else "cpu"
-        return self.trainer.draw(k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device))
+        return self.trainer.draw(
+            k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device)
+        )
 
     def _batches(self, last: int) -> Any:
         if self.trainer.on_policy:
@@ -206,11 +210,14 @@ class Fit:
         pending = self._pending
         names = dict.fromkeys(name for metrics in pending for name in metrics)
         means = {
-            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean()) for name in names
+            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean())
+            for name in names
         }
         for name, value in means.items():
             if name.startswith("loss") and not math.isfinite(value):
-                self._non_finite(f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}")
+                self._non_finite(
+                    f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}"
+                )
         return means
 
     def _validate(self) -> None:
@@ -245,7 +252,9 @@ class Fit:
 
     def _unwritable(self, error: OSError) -> str:
         steps = self.run.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint had been written yet"
+        kept = (
+            f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint had been written yet"
+        )
         return (
             f"cannot write in {self.run.path}: {error.strerror}; {kept}; "
             f"make room and go on with: headwater resume {self.run.path}"
@@ -253,8 +262,14 @@ class Fit:
 
     def _non_finite(self, what: str) -> None:
         steps = self.run.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is from before that" if steps else "no checkpoint was written"
-        raise NonFinite(f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help")
+        kept = (
+            f"the checkpoint of step {steps[-1]} is from before that"
+            if steps
+            else "no checkpoint was written"
+        )
+        raise NonFinite(
+            f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help"
+        )
 
     # Checkpoints
 
@@ -299,7 +314,9 @@ class Fit:
             "schedulers": {name: s.state_dict() for name, s in self.trainer.schedulers.items()},
             "averaged": {name: int(average.n_averaged) for name, average in self._averages.items()},
             "hooks": self.state,
-            "pending": [{name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending],
+            "pending": [
+                {name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending
+            ],
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -354,7 +371,10 @@ class Fit:
             except Exception as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(f"{name} of the plugin {plugin} failed and is off for this run: {error!r}", file=sys.stderr)
+                print(
+                    f"{name} of the plugin {plugin} failed and is off for this run: {error!r}",
+                    file=sys.stderr,
+                )
                 for implementations in self._hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 

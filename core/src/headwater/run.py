@@ -99,7 +99,9 @@ def circumstances() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch_version,
         "git": _git_state(),
-        "command": ["headwater", *sys.argv[1:]] if Path(sys.argv[0]).name in ("headwater", "__main__.py") else sys.argv,
+        "command": ["headwater", *sys.argv[1:]]
+        if Path(sys.argv[0]).name in ("headwater", "__main__.py")
+        else sys.argv,
     }
 
 
@@ -133,10 +135,14 @@ class Run:
             self.manifest = Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            raise RunError(f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise RunError(
+                f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False) -> "Run":
+    def create(
+        cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False
+    ) -> "Run":
         """Make a new run directory: whole, or not at all.
 
         Raises:
@@ -144,7 +150,9 @@ class Run:
         """
         path = Path(path)
         if path.exists() and not force:
-            raise RunError(f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force")
+            raise RunError(
+                f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force"
+            )
         if force and path.exists() and not (path / "manifest.json").exists() and any(path.iterdir()):
             raise RunError(f"{path} is no run, so --force will not replace it; choose another --out")
         beside = path.with_name(f".{path.name}.{os.getpid()}.new")

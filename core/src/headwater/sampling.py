@@ -81,7 +81,9 @@ class Model:
         """The run's sampler, or another one of its method, under config ``overrides``."""
         return self._sampler(name, overrides)[0]
 
-    def _sampler(self, name: str | None, overrides: Mapping[str, Any] | None) -> tuple[Sampler, SampleJob, Any]:
+    def _sampler(
+        self, name: str | None, overrides: Mapping[str, Any] | None
+    ) -> tuple[Sampler, SampleJob, Any]:
         entry = registry.sampler(self.plan.method.name, name or self.run.manifest.sampler)
         tables = self.run.config()
         base = tables.get("sampler", {}) if entry.name == self.run.manifest.sampler else {}
@@ -200,7 +202,9 @@ def _items(operation: Operation, source: Path) -> Any:
         raise DataError(f"{source} does not exist")
     items = operation.read(source)
     if len(items) == 0:
-        raise DataError(f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})")
+        raise DataError(
+            f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})"
+        )
     return items
 
 
@@ -213,7 +217,9 @@ def _count(n: int) -> int:
 def _condition(entry: Any, given: Mapping[str, Any] | None) -> Any:
     if entry.condition is None:
         if given:
-            raise UsageError(f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set")
+            raise UsageError(
+                f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set"
+            )
         return None
     return validate(registry.resolve(entry.condition), given or {}, "condition")
 
@@ -246,7 +252,10 @@ class _SampleHooks:
             except Exception as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(f"{name} of the plugin {plugin} failed and is off for this job: {error!r}", file=sys.stderr)
+                print(
+                    f"{name} of the plugin {plugin} failed and is off for this job: {error!r}",
+                    file=sys.stderr,
+                )
                 for implementations in self.hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 
@@ -255,7 +264,9 @@ class _SampleHooks:
             try:
                 changed = implementation(job=self.job, k=k, samples=samples)
             except Exception as error:
-                raise HeadwaterError(f"headwater_sample_block of the plugin {plugin} failed: {error!r}") from error
+                raise HeadwaterError(
+                    f"headwater_sample_block of the plugin {plugin} failed: {error!r}"
+                ) from error
             samples = samples if changed is None else changed
         return samples
 
@@ -380,7 +391,14 @@ def _work(k: int, parts: str, suffix: str) -> int:
 
 
 def _in_workers(
-    model: Model, job: SampleJob, parts: Path, suffix: str, missing: list[int], workers: int, total: int, bar: Progress
+    model: Model,
+    job: SampleJob,
+    parts: Path,
+    suffix: str,
+    missing: list[int],
+    workers: int,
+    total: int,
+    bar: Progress,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)

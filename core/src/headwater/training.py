@@ -68,7 +68,9 @@ def train(
     trainer = _trainer(made, fabric, [own, *sources], states)
     own.modules = list(trainer.modules)
     if fabric.global_rank == 0:
-        run = Run.create(path, _manifest(made, fabric.world_size, [own, *sources], lineage), made.config, force=force)
+        run = Run.create(
+            path, _manifest(made, fabric.world_size, [own, *sources], lineage), made.config, force=force
+        )
     fabric.barrier()
     run = Run(path)
     if fabric.global_rank == 0:
@@ -91,7 +93,10 @@ def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
     extra = {} if max_steps is None else {"fit": {"max_steps": max_steps}}
     made = plan_of(run, extra)
     if made.fit.devices > 1 and not _in_cli():
-        return _child(["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])], run.path)
+        return _child(
+            ["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])],
+            run.path,
+        )
     fabric = launch(made.fit)
     if fabric.global_rank == 0:
         run.lock()
@@ -138,11 +143,15 @@ def _train_in_child(made: Plan, out: Path, from_runs: Sequence[str | Path], forc
 def _child(arguments: list[str], out: Path) -> Run:
     done = subprocess.run([sys.executable, "-m", "headwater", *arguments], check=False)
     if done.returncode != 0:
-        raise RunError(f"training in a child process ended with exit code {done.returncode}; its message is above")
+        raise RunError(
+            f"training in a child process ended with exit code {done.returncode}; its message is above"
+        )
     return Run(out)
 
 
-def _trainer(made: Plan, fabric: Any, sources: Sequence[Source], states: Sequence[Mapping[str, Any]]) -> Trainer:
+def _trainer(
+    made: Plan, fabric: Any, sources: Sequence[Source], states: Sequence[Mapping[str, Any]]
+) -> Trainer:
     """Build the trainer: facts and modules from the run's seed, then the weights of ``states`` on top."""
     seeding.seed_all(seeding.key(made.fit.seed))
     place = Place(fabric.device, fabric.global_rank, fabric.world_size)
@@ -206,13 +215,13 @@ def _from(
     missing = [stage for stage in made.stage.after if stage not in got]
     if missing:
         first = f"headwater train {made.method.name} --stage {missing[0]} --out ..."
-        raise UsageError(f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'")
+        raise UsageError(
+            f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'"
+        )
     return sources, lineage, states
 
 
-def _manifest(
-    made: Plan, processes: int, sources: list[Source], lineage: list[dict[str, Any]]
-) -> Manifest:
+def _manifest(made: Plan, processes: int, sources: list[Source], lineage: list[dict[str, Any]]) -> Manifest:
     owner = registry.owner("method", made.method.name)
     return Manifest(
         method=made.method.name, stage=made.stage.name, task=made.task_entry.name, sampler=made.sampler.name,
@@ -228,7 +237,9 @@ def plan_of(run: Run, overrides: Mapping[str, Any] | None = None, sampler: str |
     tables = run.config()
     if sampler is not None and sampler != m.sampler:
         tables["sampler"] = {}
-    return plan(m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides)
+    return plan(
+        m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides
+    )
 
 
 def load_model(run: Run, made: Plan, place: Place) -> tuple[dict[str, nn.Module], dict[str, Any], int]:
@@ -286,7 +297,9 @@ def convert(
     found = module.config_of(state, hyperparameters) if hasattr(module, "config_of") else {}
     made = plan(method, stage=stage, task=task, overrides=merge(found, tables))
     kind: type[Trainer] = registry.resolve(made.stage.trainer)
-    own = Source(stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules))
+    own = Source(
+        stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules)
+    )
     model = {
         "step": 0, "facts": kind.facts(made.config["trainer"], made.task), "ema": {},
         "modules": {name: dict(m.state_dict()) for name, m in modules.items()},

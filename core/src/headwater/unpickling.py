@@ -107,7 +107,9 @@ def load_official(path: Path) -> Any:
     if path.suffix == ".npz":
         import numpy as np
 
-        return _guarded(path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()})
+        return _guarded(
+            path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()}
+        )
     if head[:2] == b"\x1f\x8b":
         return _guarded(path, lambda: _AllowList.load(io.BytesIO(gzip.decompress(path.read_bytes()))))
     try:

@@ -20,7 +20,9 @@ def make(name: str, where: Path) -> Path:
     """
     slug = name.removeprefix("headwater-")
     if safe_name(slug) != slug or not all(part.isalnum() and part.islower() for part in slug.split("-")):
-        raise UsageError(f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens")
+        raise UsageError(
+            f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens"
+        )
     folder = where / f"headwater-{slug}"
     if folder.exists():
         raise RunError(f"{folder} exists; choose another name or -o")
