@@ -296,7 +296,18 @@ def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
 
 
 def test_kernel_stays_small():
-    names = "hookspecs registry loading remedies entries task trainer sampler fit run".split()
+    names = (
+        "hookspecs",
+        "registry",
+        "loading",
+        "remedies",
+        "entries",
+        "task",
+        "trainer",
+        "sampler",
+        "fit",
+        "run",
+    )
     folder = Path(headwater.__file__).parent
     assert sum(code_lines((folder / f"{name}.py").read_text()) for name in names) < 1500
 
@@ -317,7 +328,10 @@ def code_lines(text):
 
 
 def test_import_is_light():
-    code = "import sys, headwater; headwater.MethodEntry; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    code = (
+        "import sys, headwater; headwater.MethodEntry; "
+        "print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -92,7 +92,7 @@ class Replay:
 
 
 class ToyTrainer(Trainer):
-    """Two modules, two optimisers, a scheduler, dropout (global randomness), a bare parameter and a replay buffer."""
+    """All that can be saved: modules, optimisers, a scheduler, dropout, a bare parameter, a replay."""
 
     on_policy = True
 

@@ -27,7 +27,7 @@ def sample(run: str | Path | Run, path: str | Path, n: int, **options: Any) -> P
 
 
 def apply(run: str | Path | Run, operation: str, source: str | Path, out: str | Path, **options: Any) -> Path:
-    """Apply an operation of a run to the items in ``source``; the options are those of :meth:`Model.apply`."""
+    """Apply an operation of a run to the items in ``source``; options are those of :meth:`Model.apply`."""
     return Model(run).apply(operation, source, out, **options)
 
 

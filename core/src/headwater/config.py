@@ -1,4 +1,4 @@
-"""Configuration: four parts (task, trainer, sampler, fit), each a pydantic model that refuses unknown fields."""
+"""Configuration: the parts task, trainer, sampler and fit, pydantic models that refuse unknown fields."""
 
 import json
 import tomllib
@@ -98,7 +98,8 @@ def _value(text: str) -> Any:
 
 
 def parse_assignments(assignments: Iterable[str], parts: Iterable[str] = PARTS) -> dict[str, Any]:
-    """Turn ``["trainer.lr=1e-3", "task.size=small"]`` into nested tables. Values are read as TOML, else as strings.
+    """Turn ``["trainer.lr=1e-3", "task.size=small"]`` into nested tables. Values are read as TOML,
+    else as strings.
 
     Raises:
         ConfigError: an assignment has no ``=`` or names no part of the config.
@@ -142,6 +143,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(parts: Mapping[str, BaseModel]) -> str:
-    """Write config parts as TOML. TOML has no null: a field that is ``None`` is left out, as its default says."""
+    """Write config parts as TOML. It has no null: a field that is ``None`` is left out."""
     plain = {name: json.loads(model.model_dump_json(exclude_none=True)) for name, model in parts.items()}
     return tomli_w.dumps(plain)

@@ -66,7 +66,7 @@ def as_text(method: str) -> str:
         ("operations", entry.operations),
     ):
         lines += [f"  {title}:"] if entries else []
-        lines += [f"    {e.name}: {e.summary}" for e in entries]  # type: ignore[attr-defined]
+        lines += [f"    {e.name}: {e.summary}" for e in entries]
     if entry.presets:
         lines.append(f"  presets: {', '.join(entry.presets)}")
     for part, model in _models(method).items():

@@ -1,8 +1,8 @@
 """``headwater doctor``: resolve all that every plugin names, in a child process, and say what is wrong.
 
-The child imports everything and reports what it is about to do, then how it went, one JSON line each. If it dies or
-hangs, what it was about is to blame; another child goes on without that. So a crash, an endless import or a
-``sys.exit`` of a plugin costs one finding and nothing more.
+The child imports everything and reports what it is about to do, then how it went, one JSON line each. If it
+dies or hangs, what it was about is to blame; another child goes on without that. So a crash, an endless
+import or a ``sys.exit`` of a plugin costs one finding and nothing more.
 """
 
 import json
@@ -106,7 +106,7 @@ class _Child:
             os.close(far_end)
 
     def lines(self, timeout: float) -> Iterator[dict[str, Any]]:
-        """What the child reports, until it ends or says nothing for ``timeout`` seconds (``TimeoutError``)."""
+        """What the child reports until it ends; ``TimeoutError`` if it is silent for ``timeout`` seconds."""
         rest = b""
         while True:
             if not select.select([self.pipe], [], [], timeout)[0]:
@@ -251,10 +251,11 @@ def _of_methods(registry: Registry) -> Iterator[Finding]:
     for name, method in registry.methods().items():
         plugin = registry.owner("method", name)
         if method.task not in tasks:
-            what = f"the default task {method.task!r} of method {name!r} is not registered{near(method.task, tasks)}"
+            what = f"the default task {method.task!r} of {name!r} is not registered{near(method.task, tasks)}"
             yield _finding(plugin, what, _upgrade(plugin))
         elif tasks[method.task].kind not in method.kinds:
-            what = f"the default task {method.task!r} is {tasks[method.task].kind}, which {name!r} does not accept"
+            kind = tasks[method.task].kind
+            what = f"the default task {method.task!r} is {kind}, which {name!r} does not accept"
             yield _finding(plugin, what, _upgrade(plugin))
         stages = registry.stages(name)
         for stage in stages.values():
@@ -293,8 +294,8 @@ def _wrong(registry: Registry, one: Import, found: Any) -> str | None:
     if not isinstance(found, type) or not issubclass(found, kind):
         home = "pydantic" if kind is BaseModel else "headwater"
         return f"{one.string!r} is no subclass of {home}.{kind.__name__}"
-    if kind is BaseModel:
-        return _attempt(lambda: found.model_json_schema(), "its JSON schema cannot be built")
+    if issubclass(found, BaseModel):
+        return _attempt(found.model_json_schema, "its JSON schema cannot be built")
     abstract = sorted(getattr(found, "__abstractmethods__", ()))
     if abstract:
         return f"{one.string!r} lacks {', '.join(abstract)}"

@@ -57,8 +57,8 @@ class StageEntry(Entry):
     """One named trainer of a method.
 
     ``method`` is only given when the stage is added to a method of another plugin (``headwater_trainers``).
-    ``after`` names the stages whose runs this one builds on (``--from``). ``defaults`` are config overrides in the
-    four parts, for example ``{"fit": {"max_steps": 2000}}``.
+    ``after`` names the stages whose runs this one builds on (``--from``). ``defaults`` are config overrides
+    in the four parts, for example ``{"fit": {"max_steps": 2000}}``.
     """
 
     name: Slug
@@ -71,7 +71,7 @@ class StageEntry(Entry):
 
 
 class SamplerEntry(Entry):
-    """One named sampler of a method; ``condition`` is the pydantic model that ``--condition`` is checked by."""
+    """One named sampler of a method; ``condition`` is the pydantic model that checks ``--condition``."""
 
     name: Slug
     summary: str
@@ -96,7 +96,8 @@ class MethodEntry(Entry):
     ``kinds``: the kinds of task it accepts. ``task``: the embedded default task, which needs no download.
     ``presets``: named config overrides in the four parts ``task``, ``trainer``, ``sampler``, ``fit``.
     ``tiny``: overrides with which the conformance suite trains in about a second.
-    ``converter``: a module with ``read_official`` and ``from_official``, as ``"package.convert:from_official"``.
+    ``converter``: a module with ``read_official`` and ``from_official``, as
+    ``"package.convert:from_official"``.
     ``demo``: a function ``demo(out: Path) -> None``, run by ``headwater demo METHOD``.
     """
 

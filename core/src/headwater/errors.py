@@ -1,6 +1,7 @@
 """The errors that headwater raises on purpose.
 
-The command line shows them as one or two lines and exits with 2 (the request was wrong) or 1 (the work failed).
+The command line shows them as one or two lines and exits with 2 (the request was wrong) or 1 (the work
+failed).
 """
 
 import difflib

@@ -28,7 +28,7 @@ __all__ = ["Fit", "launch"]
 
 
 def launch(config: FitConfig) -> Any:
-    """Start Lightning Fabric as the config says; under ``torchrun`` or SLURM it joins the processes there are."""
+    """Start Lightning Fabric as the config says; under ``torchrun`` or SLURM, join their processes."""
     import logging
 
     from lightning_fabric import Fabric
@@ -67,7 +67,7 @@ def _same(batch: Any) -> Any:
 
 
 class Fit:
-    """One training run under way. Hooks see it: ``step``, ``trainer``, ``task``, ``config``, ``state``, ``stop``."""
+    """One training run under way: hooks see ``step``, ``trainer``, ``task``, ``config`` and ``state``."""
 
     def __init__(self, run: Run, trainer: Trainer, task: Task, config: FitConfig, fabric: Any) -> None:
         self.run, self.trainer, self.task, self.config, self.fabric = run, trainer, task, config, fabric
@@ -230,7 +230,7 @@ class Fit:
         if not self.main:
             return
         seconds = self._elapsed_before + time.perf_counter() - self._started
-        line = {"step": self.step, "seconds": round(seconds, 4)}
+        line: dict[str, float | None] = {"step": self.step, "seconds": round(seconds, 4)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         try:
             with self.run.metrics_path.open("a", encoding="utf-8") as out:

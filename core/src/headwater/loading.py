@@ -46,10 +46,10 @@ class Clash(NamedTuple):
 class Plugin:
     """What is known about one plugin.
 
-    ``distribution``, ``version`` and ``module`` are ``None`` for what a script registered. ``stages`` and ``samplers`` are those
-    that it adds to methods of other plugins, as ``"method/name"``. ``methods`` and ``tasks`` of a broken plugin are
-    those that it would have, as far as they are known. ``clashes`` says what of it is left out, and why.
-    ``output`` is what importing it printed or warned.
+    ``distribution``, ``version`` and ``module`` are ``None`` for what a script registered. ``stages`` and
+    ``samplers`` are those that it adds to methods of other plugins, as ``"method/name"``. ``methods`` and
+    ``tasks`` of a broken plugin are those that it would have, as far as they are known. ``clashes`` says what
+    of it is left out, and why. ``output`` is what importing it printed or warned.
     """
 
     name: str
@@ -249,7 +249,7 @@ def collect(found: Any, loaded: Loaded, api_needed: bool = True) -> None:
 
 
 class _Manager(pluggy.PluginManager):
-    """Holds the hook specs, and one plugin at a time while it is checked: pluggy scans all it holds each time."""
+    """Holds the hook specs, and one plugin while it is checked: pluggy scans all it holds each time."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         # Most names in a module are no functions, and pluggy's look at each would cost half of importing it.

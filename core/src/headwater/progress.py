@@ -9,7 +9,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Shows how far work has come, on stderr. Drawn at most ten times a second; in a log once in ten seconds."""
+    """Shows on stderr how far work has come: at most ten times a second, in a log once in ten seconds."""
 
     def __init__(
         self, total: int, done: int = 0, *, shown: bool = True, label: str = "", unit: str = "steps"
@@ -27,8 +27,9 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
                 console=Console(stderr=True), auto_refresh=False,
             )  # fmt: skip
             self._bar.start()

@@ -1,10 +1,11 @@
 """The registry: which plugins there are, and which methods and tasks they bring.
 
-Plugins are found on first use. One that fails is set aside with its error and a remedy, and all others work. Of two
-claims to the name of a method or task, that of the distribution ``headwater-<name>`` wins, else that of the first
-distribution in the alphabet; the loser keeps its other entries and its record says what it lost.
+Plugins are found on first use. One that fails is set aside with its error and a remedy, and all others work.
+Of two claims to the name of a method or task, that of the distribution ``headwater-<name>`` wins, else that
+of the first distribution in the alphabet; the loser keeps its other entries and its record says what it lost.
 
-``HEADWATER_DISABLE=a,b`` leaves plugins out by name; under ``HEADWATER_STRICT=1`` a broken plugin is an error.
+``HEADWATER_DISABLE=a,b`` leaves plugins out by name; under ``HEADWATER_STRICT=1`` a broken plugin is an
+error.
 
 A script registers without packaging::
 
@@ -78,7 +79,7 @@ class _Settled:
 
 
 class Registry:
-    """Plugins, methods and tasks; :data:`default` is the one that the command line and the functions here use."""
+    """Plugins, methods and tasks; the command line and the functions here use :data:`default`."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -131,13 +132,14 @@ class Registry:
         return self._part("sampler", method, name)
 
     def owner(self, kind: str, name: str) -> Plugin:
-        """The plugin that registered ``name``: a ``"method"``, ``"task"``, or ``"stage"`` as ``"method/stage"``."""
+        """The plugin that registered a ``"method"``, ``"task"`` or ``"stage"`` (``"method/stage"``)."""
         return self._ready().plugins[self._claim(kind, name).plugin]
 
     def implementations(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
         """The plugins that implement a fit or sample hook, with a function to call by keyword.
 
-        They come in the order of registration, those marked ``tryfirst`` before and ``trylast`` after the others.
+        They come in the order of registration, those marked ``tryfirst`` before and ``trylast`` after the
+        others.
         """
         if hook not in HOOKS:
             raise UsageError(f"there is no hook {hook!r}{near(hook, HOOKS)}")
@@ -181,8 +183,8 @@ class Registry:
     def register(self, found: Any, name: str | None = None) -> None:
         """Register the hooks of a module or object, as if it were an installed plugin.
 
-        Its entries may name classes of ``__main__``. Under a name that a script used before, it replaces what was
-        registered then (a notebook cell is run again).
+        Its entries may name classes of ``__main__``. Under a name that a script used before, it replaces what
+        was registered then (a notebook cell is run again).
 
         Raises:
             PluginError: something in it is wrong, or a name is taken.
@@ -321,7 +323,8 @@ class Registry:
             )
             if name in names:
                 raise UsageError(
-                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; try: {plugin.remedy}"
+                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; "
+                    f"try: {plugin.remedy}"
                 )
         others = METHODS if kind == "method" else ()
         nearest = difflib.get_close_matches(name, {*known, *others}, n=1, cutoff=0.5)
@@ -346,7 +349,7 @@ def _call(function: Callable[..., Any], names: tuple[str, ...], **given: Any) ->
 
 
 def _place(cls: type) -> str:
-    """An import string for a class that need not be importable: it may be local to a function or a notebook."""
+    """An import string for a class that need not be importable: one local to a function or a notebook."""
     module = re.sub(r"[^\w.]|\.(?=\d)|^(?=\d)", "_", cls.__module__)
     return f"{module}:{cls.__qualname__.replace('<locals>.', '')}"
 

@@ -67,7 +67,8 @@ def safe_name(name: str) -> str:
     """``name`` if it can be one plain file name.
 
     Raises:
-        UsageError: it holds a path separator, a leading dot, or other characters than letters, digits, ``._-``.
+        UsageError: it holds a path separator, a leading dot, or other characters than letters, digits,
+            ``._-``.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > 120:
         raise UsageError(f"{name!r} cannot be a file name here; use letters, digits, '.', '_' and '-'")
@@ -128,8 +129,8 @@ class Run:
             raise RunError(f"cannot read {file}: {type(error).__name__}: {error}") from error
         if isinstance(schema, int) and schema > SCHEMA:
             raise RunError(
-                f"{self.path} was written by a newer headwater (run schema {schema}, this one reads {SCHEMA}); "
-                "upgrade with: pip install -U headwater"
+                f"{self.path} was written by a newer headwater (run schema {schema}, this one reads "
+                f"{SCHEMA}); upgrade with: pip install -U headwater"
             )
         try:
             self.manifest = Manifest.model_validate(content)

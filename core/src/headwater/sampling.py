@@ -1,4 +1,4 @@
-"""Sampling and operations on a run: blocks to disk, in order or by many workers, resumable at the first missing block."""
+"""Sampling and operations on a run: blocks to disk, by one process or many, resumed at the first missing."""
 
 import json
 import multiprocessing
@@ -23,8 +23,8 @@ from headwater.resolve import Plan
 from headwater.run import Run
 from headwater.sampler import Operation, Sampler
 from headwater.state import fsync, write_text
-from headwater.training import load_model, plan_of
 from headwater.trainer import Place
+from headwater.training import load_model, plan_of
 
 __all__ = ["Model", "SampleJob"]
 
@@ -95,8 +95,9 @@ class Model:
         config = validate(registry.resolve(entry.config), merge(base, extra.get("sampler", {})), "sampler")
         made: Sampler = registry.resolve(entry.sampler)(config, task, self.modules, self.facts, self.place)
         job = SampleJob(
-            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step, what=f"sampler:{entry.name}", items=0,
-            seed=0, config={"sampler": config.model_dump(mode="json"), "task": extra.get("task", {})},
+            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step,
+            what=f"sampler:{entry.name}", items=0, seed=0,
+            config={"sampler": config.model_dump(mode="json"), "task": extra.get("task", {})},
         )  # fmt: skip
         return made, job, entry
 
@@ -179,8 +180,9 @@ class Model:
         made = self.operation(operation, overrides)
         items = _items(made, Path(source))
         job = SampleJob(
-            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step, what=f"operation:{operation}",
-            items=len(items), seed=seed, config={"operation": made.config.model_dump(mode="json")},
+            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step,
+            what=f"operation:{operation}", items=len(items), seed=seed,
+            config={"operation": made.config.model_dump(mode="json")},
             input=str(Path(source).resolve()),
         )  # fmt: skip
         return _stream(self, made, job, Path(out), workers, force, items=items)
@@ -299,7 +301,8 @@ def _write_block(
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
         raise RunError(
-            f"cannot write {final}: {error.strerror}; the blocks before are whole: make room and give the same command"
+            f"cannot write {final}: {error.strerror}; the blocks before are whole: "
+            "make room and give the same command"
         ) from error
 
 

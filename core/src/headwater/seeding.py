@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generator", "key", "restore_global_state", "seed_all", "global_state"]
+__all__ = ["generator", "global_state", "key", "restore_global_state", "seed_all"]
 
 _MASK = (1 << 64) - 1
 

@@ -1,7 +1,7 @@
 """State on disk: safetensors for the tensors, tagged JSON for the tree around them. Never pickle.
 
-A state is a tree of ``dict``, ``list``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, ``None`` and tensors; the
-states of modules, optimisers, schedulers, random generators and replay buffers are such trees.
+A state is a tree of ``dict``, ``list``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, ``None`` and
+tensors; the states of modules, optimisers, schedulers, random generators and replay buffers are such trees.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from headwater.errors import RunError
 
-__all__ = ["fsync", "load_state", "save_state", "sha256", "write_checksums", "verify_checksums", "write_text"]
+__all__ = ["fsync", "load_state", "save_state", "sha256", "verify_checksums", "write_checksums", "write_text"]
 
 CHECKSUMS = "checksums.json"
 
@@ -33,7 +33,7 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, sync it, and put it in place: a reader sees the old file or the new one."""
+    """Write ``text`` beside ``path``, sync it, and put it in place: a reader sees the old file or the new."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as out:

@@ -28,7 +28,7 @@ class Stateful(Protocol):
 class Place:
     """Where a trainer or sampler runs."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it is immutable
     rank: int = 0
     world: int = 1
 
@@ -62,9 +62,9 @@ def reduce_gradients(parameters: list[nn.Parameter], weight: float | Tensor) -> 
 class Trainer(ABC):
     """One stage of a method.
 
-    ``build`` makes the modules from config, task and facts; it must not read the training data, for sampling calls
-    it too. ``facts`` measures what sampling needs from the data (a histogram of sizes, a scale). ``setup`` then makes
-    the optimisers on the instance:
+    ``build`` makes the modules from config, task and facts; it must not read the training data, for sampling
+    calls it too. ``facts`` measures what sampling needs from the data (a histogram of sizes, a scale).
+    ``setup`` then makes the optimisers on the instance:
 
     - ``modules``: trained and saved, by name; modules of ``--from`` runs are in ``given`` and saved as well
     - ``frozen``: rebuilt from a local path, never saved
@@ -122,12 +122,12 @@ class Trainer(ABC):
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One training step on ``batch``: compute losses, call :meth:`update`, return scalar tensors.
 
-        A metric whose name starts with ``loss`` stops the run when it is not finite. Nothing here should wait for
-        the device (``.item()``, printing).
+        A metric whose name starts with ``loss`` stops the run when it is not finite. Nothing here should wait
+        for the device (``.item()``, printing).
         """
 
     def validate(self) -> dict[str, float]:
-        """Measure progress on held-out data or exactly; called every ``fit.validate_every`` steps on each rank."""
+        """Measure progress; called on all ranks every ``fit.validate_every`` steps."""
         return {}
 
     def update(self, loss: Tensor, optimiser: str | None = None, weight: float | Tensor = 1.0) -> None:

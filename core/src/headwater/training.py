@@ -47,8 +47,8 @@ def train(
         overrides: nested overrides of the same form, stronger than ``config``.
         from_runs: runs whose modules this one starts from or carries along.
         force: replace a run that is there.
-        devices: processes on this machine; with more than one the command line is started in a child, so that the
-            calling script never runs twice.
+        devices: processes on this machine; with more than one the command line is started in a child, so that
+            the calling script never runs twice.
 
     Returns:
         The finished (or interrupted) run.
@@ -197,7 +197,7 @@ def _build_sources(sources: Sequence[Source], made: Plan, facts: Mapping[str, An
 def _from(
     paths: Sequence[str | Path], made: Plan
 ) -> tuple[list[Source], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the runs of ``--from``: which stages built their modules, where they come from, and their states."""
+    """Read the runs of ``--from``: the stages that built their modules, their lineage, and their states."""
     sources: list[Source] = []
     lineage: list[dict[str, Any]] = []
     states: list[dict[str, Any]] = []
@@ -274,8 +274,8 @@ def convert(
     """Make a run out of official checkpoint files, ready to sample from or to train on with ``from_runs``.
 
     The method's converter module gives ``read_official(paths) -> (state, hyperparameters)`` and
-    ``from_official(state, **hyperparameters) -> modules``; if it has ``config_of(state, hyperparameters)``, that says
-    which config the weights belong to.
+    ``from_official(state, **hyperparameters) -> modules``; if it has ``config_of(state, hyperparameters)``,
+    that says which config the weights belong to.
 
     Raises:
         DataError: a file is missing or is not the checkpoint that it should be; names keys that do not fit.
@@ -300,7 +300,7 @@ def convert(
     own = Source(
         stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules)
     )
-    model = {
+    model: dict[str, Any] = {
         "step": 0, "facts": kind.facts(made.config["trainer"], made.task), "ema": {},
         "modules": {name: dict(m.state_dict()) for name, m in modules.items()},
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """The one place that reads pickled files of others: an allow-list, and stubs for everything else.
 
-Only what builds tensors, arrays and plain containers is let through. Any other class becomes a :class:`Stub`, which
-remembers its name and arguments and does nothing, so a file can hold no code that runs.
+Only what builds tensors, arrays and plain containers is let through. Any other class becomes a :class:`Stub`,
+which remembers its name and arguments and does nothing, so a file can hold no code that runs.
 """
 
 import gzip
@@ -18,13 +18,14 @@ __all__ = ["Stub", "load_official"]
 
 _ALLOWED: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict", "defaultdict", "Counter", "deque"}),
-    "builtins": frozenset({"dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "bytes",
-                           "bytearray", "complex", "slice", "range"}),
+    "builtins": frozenset({"dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str",
+                           "bytes", "bytearray", "complex", "slice", "range"}),
     "_codecs": frozenset({"encode"}),
     "torch": frozenset({"Size", "device", "dtype", "Tensor", "FloatStorage", "DoubleStorage", "HalfStorage",
-                        "BFloat16Storage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage", "ByteStorage",
-                        "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage", "float32", "float64", "float16",
-                        "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}),
+                        "BFloat16Storage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage",
+                        "ByteStorage", "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage",
+                        "float32", "float64", "float16", "bfloat16",
+                        "int64", "int32", "int16", "int8", "uint8", "bool"}),
     "torch.storage": frozenset({"UntypedStorage", "TypedStorage"}),
     "torch._utils": frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter",
                                "_rebuild_parameter_with_state"}),
@@ -87,10 +88,11 @@ class _AllowList:
 
 
 def load_official(path: Path) -> Any:
-    """Read a checkpoint written by ``torch.save`` or ``pickle`` (gzipped or not), or a safetensors or NPZ file.
+    """Read a checkpoint written by ``torch.save`` or ``pickle`` (gzipped or not), or a safetensors or NPZ
+    file.
 
-    Tensors come onto the CPU. ``weights_only`` is tried first; a file that holds other classes is read with stubs
-    in their place.
+    Tensors come onto the CPU. ``weights_only`` is tried first; a file that holds other classes is read with
+    stubs in their place.
 
     Raises:
         DataError: the file is missing, truncated, or of no known format.

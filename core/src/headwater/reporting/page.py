@@ -44,8 +44,8 @@ def write_page(
         sections: headings and the panels under each; a section without panels is left out.
         facts: labels and values at the top: method, versions, seed, date.
         command: the command line that makes the page again.
-        script: ``"embed"`` puts Plotly's script into the page if it has a figure. Otherwise the path, relative
-            to the page, of a file that many pages share; it is written if it is not there.
+        script: ``"embed"`` puts Plotly's script into the page if it has a figure. Otherwise the path,
+            relative to the page, of a file that many pages share; it is written if it is not there.
 
     Raises:
         HeadwaterError: there is a figure and Plotly is not installed, a panel cannot be shown, or the page
@@ -68,9 +68,9 @@ def write_page(
     )
     links = "".join(f'<a href="#section-{i}">{_text(heading)}</a>' for i, (heading, _) in enumerate(shown, 1))
 
-    # A script runs only with the page's nonce, which is a hash of what the page shows, so that nothing shown can
-    # know it: markup that slipped through the escaping would be inert. Fetching is forbidden altogether; Plotly
-    # builds functions from text for its WebGL traces, hence 'unsafe-eval'.
+    # A script runs only with the page's nonce, which is a hash of what the page shows, so that nothing shown
+    # can know it: markup that slipped through the escaping would be inert. Fetching is forbidden altogether;
+    # Plotly builds functions from text for its WebGL traces, hence 'unsafe-eval'.
     nonce = hashlib.sha256(f"{title}\0{body}".encode()).hexdigest()[:32]
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -204,7 +204,8 @@ def _content(panel: Panel) -> str:
         case Images():
             return _images(panel)
         case Video(data=data):
-            return f'<video controls loop muted playsinline src="{_address(_video_type(panel), data)}"></video>\n'
+            source = _address(_video_type(panel), data)
+            return f'<video controls loop muted playsinline src="{source}"></video>\n'
     raise HeadwaterError(f"panel {panel.title!r}: a report cannot show a {type(panel).__name__}")
 
 
@@ -278,7 +279,8 @@ def _figure(panel: Figure) -> str:
     attributes = "".join(f' data-{k}="{_text(v)}"' for k, v in numbers.items() if v is not None)
     name = _text(re.sub(r"\W+", "-", panel.title.lower()).strip("-") or "figure")
     return (
-        f'<div class="plot" data-name="{name}"{attributes}><noscript>This figure needs JavaScript.</noscript></div>'
+        f'<div class="plot" data-name="{name}"{attributes}>'
+        "<noscript>This figure needs JavaScript.</noscript></div>"
         f'<script type="application/json">{_json(panel.figure)}</script>\n'
     )
 

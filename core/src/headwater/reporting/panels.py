@@ -76,8 +76,8 @@ def curves(
     """Lines over a common axis: ``series`` maps a name to its x and y values.
 
     ``bands`` maps the name of a series to the lower and upper edge of its uncertainty (over seeds, say), one
-    value of each for every x; it is drawn in the colour of the line. Where an edge is not finite, or not above
-    zero on a logarithmic axis, the band has a gap.
+    value of each for every x; it is drawn in the colour of the line. Where an edge is not finite, or not
+    above zero on a logarithmic axis, the band has a gap.
 
     Example:
         >>> steps = [0, 100, 200]
