@@ -1,14 +1,11 @@
+import os
 import sys
 from pathlib import Path
 
-import pytest
+HERE = str(Path(__file__).parent)
 
-sys.path.insert(0, str(Path(__file__).parent))  # the toy method is imported by name, as a user's module is
-
-import toy
-from headwater import registry
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _toy_method():
-    registry.register(toy)
+# The toy method counts as installed, here and in child processes: its metadata lie beside this file.
+sys.path.insert(0, HERE)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH"))))
+os.environ.pop("HEADWATER_STRICT", None)
+os.environ.pop("HEADWATER_DISABLE", None)

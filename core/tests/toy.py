@@ -1,4 +1,4 @@
-"""A small method with everything that can be saved, registered by the tests of the core as a script would."""
+"""A small method with everything that can be saved; ``toy_plugin`` registers it."""
 
 import json
 
@@ -6,22 +6,14 @@ import torch
 from headwater import (
     Config,
     DataError,
-    MethodEntry,
     Operation,
-    OperationEntry,
-    Paper,
     Sampler,
-    SamplerEntry,
-    StageEntry,
     Task,
-    TaskEntry,
     Trainer,
-    hookimpl,
 )
+from headwater.unpickling import load_official
 from pydantic import Field, PositiveInt
 from torch import nn
-
-API = 1
 
 
 class TrainerConfig(Config):
@@ -91,6 +83,10 @@ class Replay:
         self.values = state["values"]
 
 
+def make_net(width):
+    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1))
+
+
 class ToyTrainer(Trainer):
     """All that can be saved: modules, optimisers, a scheduler, dropout, a bare parameter, a replay."""
 
@@ -102,12 +98,7 @@ class ToyTrainer(Trainer):
 
     @classmethod
     def build(cls, config, task, facts):
-        net = nn.Sequential(
-            nn.Linear(2, config.width),
-            nn.BatchNorm1d(config.width),
-            nn.Dropout(0.3),
-            nn.Linear(config.width, 1),
-        )
+        net = make_net(config.width)
         return {"net": net, "scale": nn.ParameterDict({"log_z": nn.Parameter(torch.zeros(()))})}
 
     def setup(self):
@@ -155,55 +146,18 @@ class Double(Operation):
         return 2 * items
 
 
-@hookimpl
-def headwater_methods():
-    here = __name__
-    return [
-        MethodEntry(
-            name="toy",
-            summary="a method for tests",
-            paper=Paper(title="T", authors=("A. B.",), venue="V", year=2026, url="https://example.org"),
-            kinds=("toy.numbers",),
-            task="toy-numbers",
-            stages=(
-                StageEntry(
-                    name="fit", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig"
-                ),
-                StageEntry(
-                    name="refine",
-                    summary="s",
-                    trainer=f"{here}:ToyTrainer",
-                    config=f"{here}:TrainerConfig",
-                    after=("fit",),
-                ),
-            ),
-            samplers=(
-                SamplerEntry(
-                    name="plain",
-                    summary="s",
-                    sampler=f"{here}:ToySampler",
-                    config=f"{here}:SamplerConfig",
-                    condition=f"{here}:Condition",
-                ),
-            ),
-            operations=(
-                OperationEntry(
-                    name="double", summary="s", operation=f"{here}:Double", config=f"{here}:OperationConfig"
-                ),
-            ),
-            presets={"wide": {"trainer": {"width": 9}}},
-        )
-    ]
+def read_official(paths):
+    return load_official(paths[0]), {}
 
 
-@hookimpl
-def headwater_tasks():
-    return [
-        TaskEntry(
-            name="toy-numbers",
-            kind="toy.numbers",
-            summary="s",
-            task=f"{__name__}:Numbers",
-            config=f"{__name__}:NumbersConfig",
-        )
-    ]
+def from_official(state, width=None):
+    """The modules of an official checkpoint, whose keys are those of ``net`` and ``log_z``."""
+    state = dict(state)
+    log_z = state.pop("log_z", torch.zeros(()))
+    net = make_net(width or len(state["0.bias"]))
+    net.load_state_dict(state)
+    return {"net": net, "scale": nn.ParameterDict({"log_z": nn.Parameter(log_z)})}
+
+
+def config_of(state, hyperparameters):
+    return {"trainer": {"width": len(state["0.bias"])}}
