@@ -24,6 +24,8 @@ from headwater.remedies import Broken, one_line
 __all__ = ["Finding", "as_json", "as_text", "examine"]
 
 HEAVY = ("torch", "numpy")
+PATIENCE = 600.0
+"""Seconds that the child may take to start and to import torch, which are not charged to any plugin."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,17 @@ class _Child:
 
     def lines(self, timeout: float) -> Iterator[dict[str, Any]]:
         """What the child reports until it ends; ``TimeoutError`` if it is silent for ``timeout`` seconds."""
-        rest = b""
+        rest, limit = b"", PATIENCE
         while True:
-            if not select.select([self.pipe], [], [], timeout)[0]:
+            if not select.select([self.pipe], [], [], limit)[0]:
                 raise TimeoutError
             received = os.read(self.pipe, 1 << 16)
             if not received:
                 return
             *whole, rest = (rest + received).split(b"\n")
-            yield from (json.loads(line) for line in whole)
+            for line in map(json.loads, whole):
+                limit = line.get("limit", timeout)
+                yield line
 
     def end(self) -> int:
         """Wait a moment for the child, then end it and all that it started; return its exit code."""
@@ -210,6 +214,9 @@ def _examine_here(reporter: _Reporter) -> None:
     for plugin in registry.plugins().values():
         for found in _of_plugin(plugin, registry.heavy.get(plugin.name, [])):
             reporter.say(findings=[asdict(found)])
+    reporter.say(limit=PATIENCE)
+    import headwater.sampling  # noqa: F401 - and torch with it
+
     for one in registry.imports():
         reason, remedy = _fault(registry, one, reporter)
         if reason:
@@ -269,7 +276,7 @@ def _of_methods(registry: Registry) -> Iterator[Finding]:
 def _fault(registry: Registry, one: Import, reporter: _Reporter) -> tuple[str | None, str | None]:
     """What is wrong with one import string, and the remedy."""
     try:
-        with reporter.about(f"{one.what} {one.role} {one.string}"):
+        with reporter.about(f"module {one.string.partition(':')[0]}"):  # one hang a module is enough
             return _wrong(registry, one, registry.resolve(one.string)), None
     except _Blamed as error:
         return f"importing {one.string!r} {error.reason}", None

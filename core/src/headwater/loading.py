@@ -181,7 +181,7 @@ def _caught(output: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(stream))
         stack.enter_context(contextlib.redirect_stderr(stream))
-        warned = stack.enter_context(warnings.catch_warnings(record=True)) or []
+        warned = stack.enter_context(warnings.catch_warnings(record=True))
         try:
             yield
         finally:
