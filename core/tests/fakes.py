@@ -28,7 +28,9 @@ def headwater_methods():
 
 @hookimpl
 def headwater_tasks():
-    return [TaskEntry(name="{name}-task", kind="fake.kind", summary="s", task="{task}", config="{config}")]
+    return [
+        TaskEntry(name="{name}-task", kind="fake.kind", summary="s", task="{task}", config="{config}")
+    ]
 """
 
 PARTS = """\
@@ -86,7 +88,7 @@ def package(name):
 
 
 def install(folder, name, plugin=None, *, parts=PARTS, requires=(), entry="", dist=""):
-    """Install version 1.2 of ``headwater-<name>`` into ``folder``; return the name of the distribution."""
+    """Install ``headwater-<name>`` 1.2 into ``folder``."""
     dist = dist or f"headwater-{name}"
     home = folder / package(name)
     home.mkdir()
@@ -98,11 +100,10 @@ def install(folder, name, plugin=None, *, parts=PARTS, requires=(), entry="", di
     lines = [f"Name: {dist}", "Version: 1.2", *(f"Requires-Dist: {r}" for r in requires)]
     (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n\n")
     (info / "entry_points.txt").write_text(f"[headwater]\n{name} = {entry or package(name) + '.plugin'}\n")
-    return dist
 
 
 def command(*arguments, path=None, code=None, cwd=None, **environment):
-    """Run ``headwater`` in a child process, with ``path`` before the others on its path; return the process."""
+    """Run ``headwater`` in a child process, with ``path`` before what is on its path."""
     before = os.environ.get("PYTHONPATH", "")
     both = os.pathsep.join(filter(None, [str(path) if path else "", before]))
     start = ["-c", code] if code else ["-m", "headwater"]

@@ -54,6 +54,8 @@ def examine(timeout: float = 120.0) -> list[Finding]:
         findings, culprit, why = _watch(_Child(blamed), timeout)
         if culprit is None:
             return findings
+        if culprit in blamed:  # no plugin's fault, or it would have been left out
+            raise HeadwaterError(f"{culprit} {why}; try: pip install --upgrade --force-reinstall headwater")
         blamed[culprit] = why
 
 
@@ -214,7 +216,7 @@ def _examine_here(reporter: _Reporter) -> None:
     for plugin in registry.plugins().values():
         for found in _of_plugin(plugin, registry.heavy.get(plugin.name, [])):
             reporter.say(findings=[asdict(found)])
-    reporter.say(limit=PATIENCE)
+    reporter.say(about="importing headwater.sampling", limit=PATIENCE)
     import headwater.sampling  # noqa: F401 - and torch with it
 
     for one in registry.imports():

@@ -134,7 +134,7 @@ class Fit:
                 bar.advance(self.step, self._last_metrics)
                 if self._stopping(shared_stop):  # before the next draw, which may change a replay buffer
                     break
-            if self.step == last:
+            if self.step == last and self.run.checkpoints()[-1:] != [last]:  # else it is validated already
                 self._validate()
             self.save()
             self.reason = self._stop or "done"

@@ -136,9 +136,18 @@ def _entries() -> Iterator[tuple[Any, EntryPoint | None, Exception | None]]:
                 yield dist, entry, None
             seen.add(key)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                if f"[{GROUP}]" in (dist.read_text("entry_points.txt") or ""):
-                    yield dist, None, error
+            if _is_plugin(dist):
+                yield dist, None, error
+
+
+def _is_plugin(dist: Any) -> bool:
+    """Whether a distribution whose entry points cannot be read has, or ought to have, one for headwater."""
+    try:
+        return f"[{GROUP}]" in (dist.read_text("entry_points.txt") or "")
+    except Exception:
+        with contextlib.suppress(Exception):
+            return normal(dist.metadata["Name"]).startswith("headwater-")
+        return False
 
 
 def load(point: Point) -> Loaded:

@@ -90,6 +90,9 @@ def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
         PluginError: its plugin is not installed.
     """
     run = Run(Path(path))
+    reached = run.checkpoints()[-1:]
+    if max_steps is not None and reached and max_steps < reached[0]:
+        raise UsageError(f"{run.path} has reached step {reached[0]}; --max-steps {max_steps} is behind that")
     extra = {} if max_steps is None else {"fit": {"max_steps": max_steps}}
     made = plan_of(run, extra)
     if made.fit.devices > 1 and not _in_cli():
