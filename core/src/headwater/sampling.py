@@ -1,10 +1,12 @@
 """Sampling and operations on a run: blocks to disk, by one process or many, resumed at the first missing."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,6 +45,7 @@ class SampleJob:
     config: dict[str, Any]
     condition: dict[str, Any] | None = None
     input: str | None = None
+    input_state: str | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
@@ -184,7 +187,7 @@ class Model:
             run=str(self.run.path), run_id=self.run.manifest.id, step=self.step,
             what=f"operation:{operation}", items=len(items), seed=seed,
             config={"operation": made.config.model_dump(mode="json")},
-            input=str(Path(source).resolve()),
+            input=str(Path(source).resolve()), input_state=_state_of(Path(source)),
         )  # fmt: skip
         return _stream(self, made, job, Path(out), workers, force, items=items)
 
@@ -209,6 +212,13 @@ def _items(operation: Operation, source: Path) -> Any:
             f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})"
         )
     return items
+
+
+def _state_of(source: Path) -> str:
+    """A short text that changes when a file, or one of a folder's files, does; large volumes are not read."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    seen = [(str(file.relative_to(source)), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def _count(n: int) -> int:
@@ -404,10 +414,11 @@ def _in_workers(
     total: int,
     bar: Progress,
 ) -> None:
+    _check_workers_know(model, job)
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
     done = total - len(missing)
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
         try:
             while waiting:
@@ -416,6 +427,36 @@ def _in_workers(
                     future.result()
                     done += 1
                 bar.advance(done)
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"a worker process ended (out of memory?); {done} of {total} blocks are whole: "
+                "give the same command, with fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_workers_know(model: Model, job: SampleJob) -> None:
+    """Refuse workers where they would lack what a script registered: a filter among the hooks, for one."""
+    method, (kind, _, name) = model.plan.method.name, job.what.partition(":")
+    owners = [registry.owner("method", method), registry.owner("task", model.plan.task_entry.name)]
+    owners += [registry.owner("sampler", f"{method}/{name}")] if kind == "sampler" else []
+    known = registry.plugins()
+    owners += [known[plugin] for hook in SAMPLE_HOOKS for plugin, _ in registry.implementations(hook)]
+    for owner in owners:
+        if owner.distribution is None:
+            raise UsageError(
+                f"worker processes do not know plugin {owner}: use one worker, or install it as a package"
+            )
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep new processes from running the caller's script again: all that they need is in this module."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
