@@ -7,6 +7,7 @@ which remembers its name and arguments and does nothing, so a file can hold no c
 import gzip
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ _ALLOWED: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
+LEGACY = 0x1950A86A20F9469CFC6C
+"""The number with which every file of torch's older format begins."""
+
+
 class Stub:
     """Stands for an object of a class that is not let through; ``qualified_name`` says which."""
 
@@ -65,6 +70,8 @@ class Stub:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _storage  # torch's own would load the inner bytes without any list
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         qualified = f"{module}.{name}"
@@ -114,10 +121,12 @@ def load_official(path: Path) -> Any:
         )
     if head[:2] == b"\x1f\x8b":
         return _guarded(path, lambda: _AllowList.load(io.BytesIO(gzip.decompress(path.read_bytes()))))
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # not plain tensors: read it again through the allow-list
-        return _guarded(path, lambda: _through_allow_list(path, head))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on the age of the file
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # not plain tensors: read it again through the allow-list
+            return _guarded(path, lambda: _through_allow_list(path, head))
 
 
 def _through_allow_list(path: Path, head: bytes) -> Any:
@@ -129,7 +138,17 @@ def _through_allow_list(path: Path, head: bytes) -> Any:
             return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_AllowList)
         except Exception:
             source.seek(0)
-            return _AllowList.load(source)
+            value = _AllowList.load(source)
+            if (
+                value == LEGACY
+            ):  # the first of several pickles of torch, which says that this is one of its files
+                raise
+            return value
+
+
+def _storage(content: bytes) -> Any:
+    """The storage of a tensor that was pickled without ``torch.save``, which wraps a small legacy file."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_AllowList)
 
 
 def _guarded(path: Path, read: Any) -> Any:
