@@ -11,7 +11,7 @@ import headwater
 import pytest
 import torch
 from headwater import registry
-from headwater.errors import HeadwaterError, NonFinite, RunError, UsageError
+from headwater.errors import HeadwaterError, NonFinite, PluginError, RunError, UsageError
 from headwater.run import Run
 from headwater.testing.suite import same
 from toy import ToyTrainer
@@ -154,8 +154,9 @@ def test_a_newer_run_and_a_damaged_manifest_are_refused(tmp_path):
 def test_a_run_of_a_missing_plugin_names_the_package(tmp_path):
     run = train(tmp_path / "run", max_steps=1)
     text = (run.path / "manifest.json").read_text().replace('"toy"', '"bfn-crys"')
+    text = text.replace("headwater-toy", "headwater-bfn-crys")
     (run.path / "manifest.json").write_text(text)
-    with pytest.raises(UsageError, match="pip install headwater-bfn-crys"):
+    with pytest.raises(PluginError, match=r"pip install headwater-bfn-crys==1\.0"):
         headwater.load(run.path)
 
 
@@ -191,6 +192,22 @@ def test_from_another_run_starts_from_its_weights_and_records_it(whole, tmp_path
         {"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}
     ]
     assert same(run.load(0, "model")["modules"], whole.load(12, "model")["modules"])
+
+
+def test_a_resumed_stage_keeps_the_modules_and_facts_that_it_carries_along(whole, tmp_path):
+    def polish(name, max_steps):
+        tables = {"fit": {**FIT, "max_steps": max_steps}}
+        return headwater.train(
+            "toy", tmp_path / name, stage="polish", overrides=tables, from_runs=[whole.path]
+        )
+
+    straight = polish("straight", 12)
+    resumed = headwater.resume(polish("stopped", 5).path, max_steps=12)
+    assert same(states(resumed, 12), states(straight, 12))
+    model = resumed.load(12, "model")
+    assert model["facts"] == {"offset": 0.5, "level": 2.0}
+    assert same(model["modules"]["net"], whole.load(12, "model")["ema"]["net"])
+    assert len(torch.cat(list(headwater.load(resumed).sample(5)))) == 5
 
 
 class Recorder:

@@ -130,10 +130,39 @@ class ToyTrainer(Trainer):
         return {"log_z": float(self.modules["scale"]["log_z"])}
 
 
+class PolishTrainer(Trainer):
+    """A second stage: it trains a shift, carries the modules of the first along and uses its facts."""
+
+    @classmethod
+    def facts(cls, config, task):
+        return {"level": 2.0}
+
+    @classmethod
+    def build(cls, config, task, facts):
+        return {"shift": nn.ParameterDict({"by": nn.Parameter(torch.rand(()) + facts["offset"])})}
+
+    def setup(self):
+        self.given["net"].eval()
+        self.optimisers["shift"] = torch.optim.Adam(
+            self.modules["shift"].parameters(), self.config.learning_rate
+        )
+
+    def draw(self, k, generator):
+        return torch.randn(self.config.batch_size, 2, generator=generator)
+
+    def step(self, batch):
+        with torch.no_grad():
+            target = self.given["net"](batch).mean() + self.facts_found["level"]
+        loss = (self.modules["shift"]["by"] - target).square()
+        self.update(loss, weight=len(batch))
+        return {"loss": loss.detach()}
+
+
 class ToySampler(Sampler):
     def block(self, k, generator, condition):
         x = torch.randn(self.block_size, 2, generator=generator)
-        return self.modules["net"](x).squeeze(1) * condition.scale + self.facts["offset"]
+        shift = self.modules["shift"]["by"] if "shift" in self.modules else self.facts["offset"]
+        return self.modules["net"](x).squeeze(1) * condition.scale + shift
 
 
 class Double(Operation):

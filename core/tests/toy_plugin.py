@@ -31,6 +31,13 @@ def headwater_methods():
                     config="toy:TrainerConfig",
                     after=("fit",),
                 ),
+                StageEntry(
+                    name="polish",
+                    summary="s",
+                    trainer="toy:PolishTrainer",
+                    config="toy:TrainerConfig",
+                    after=("fit",),
+                ),
             ),
             samplers=(
                 SamplerEntry(

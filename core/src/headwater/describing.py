@@ -53,10 +53,9 @@ def as_text(method: str) -> str:
     """The method for a reader at a terminal."""
     entry = registry.find_method(method)
     found = described(method)
-    paper = entry.paper
     lines = [
         f"{method}: {entry.summary}",
-        f"  {', '.join(paper.authors)}. {paper.title}. {paper.venue} {paper.year}. {paper.url}",
+        f"  {entry.paper}",
         f"  package {found['distribution']} {found['version']}",
         f"  tasks: {', '.join(found['tasks'])} (default {entry.task})",
     ]

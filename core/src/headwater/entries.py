@@ -15,6 +15,7 @@ __all__ = [
     "Slug",
     "StageEntry",
     "TaskEntry",
+    "is_slug",
 ]
 
 API = 1
@@ -27,14 +28,19 @@ def _is_import_string(value: str) -> str:
     return value
 
 
-def _is_slug(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value):
+def is_slug(value: str) -> bool:
+    """Whether ``value`` can name a plugin, method, task, stage, sampler or operation."""
+    return re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) is not None
+
+
+def _slug(value: str) -> str:
+    if not is_slug(value):
         raise ValueError(f"{value!r} is no name; use lower-case letters and digits joined by single hyphens")
     return value
 
 
 ImportString = Annotated[str, AfterValidator(_is_import_string)]
-Slug = Annotated[str, AfterValidator(_is_slug)]
+Slug = Annotated[str, AfterValidator(_slug)]
 
 
 class Entry(BaseModel):
@@ -51,6 +57,9 @@ class Paper(Entry):
     venue: str
     year: int
     url: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.authors).rstrip('.')}. {self.title}. {self.venue} {self.year}. {self.url}"
 
 
 class StageEntry(Entry):

@@ -329,7 +329,7 @@ class Fit:
         """Go back to the latest whole checkpoint, or to step 0 where there is none.
 
         Raises:
-            RunError: the run was made with another number of processes.
+            RunError: the run was made with another number of processes, or by another trainer.
         """
         run, trainer = self.run, self.trainer
         step = run.latest()
@@ -344,21 +344,27 @@ class Fit:
             )
         model, training = run.load(step, "model"), run.load(step, "training")
         own = run.load(step, f"rank-{self.fabric.global_rank}")
-        for name, module in trainer.modules.items():
-            module.load_state_dict(model["modules"][name])
-        for name, average in self._averages.items():
-            average.module.load_state_dict(model["ema"][name])
-            average.n_averaged.fill_(training["averaged"][name])
-        for name, optimiser in trainer.optimisers.items():
-            optimiser.load_state_dict(training["optimisers"][name])
-        for name, scheduler in trainer.schedulers.items():
-            scheduler.load_state_dict(training["schedulers"][name])
-        for name, stateful in trainer.stateful.items():
-            stateful.load_state_dict(own["stateful"][name])
-        self.state = training["hooks"]
-        self._pending = training["pending"]
-        self.step = int(model["step"])
-        seeding.restore_global_state(own["global"])
+        try:
+            for name, module in trainer.modules.items():
+                module.load_state_dict(model["modules"][name])
+            for name, average in self._averages.items():
+                average.module.load_state_dict(model["ema"][name])
+                average.n_averaged.fill_(training["averaged"][name])
+            for name, optimiser in trainer.optimisers.items():
+                optimiser.load_state_dict(training["optimisers"][name])
+            for name, scheduler in trainer.schedulers.items():
+                scheduler.load_state_dict(training["schedulers"][name])
+            for name, stateful in trainer.stateful.items():
+                stateful.load_state_dict(own["stateful"][name])
+            self.state = training["hooks"]
+            self._pending = training["pending"]
+            self.step = int(model["step"])
+            seeding.restore_global_state(own["global"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(
+                f"{run.checkpoint_path(step)} does not fit the installed version of "
+                f"{run.manifest.plugin or run.manifest.method}: {type(error).__name__}: {error}"
+            ) from error
 
     # Hooks
 

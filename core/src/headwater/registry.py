@@ -265,9 +265,7 @@ class Registry:
         with self._lock:
             if self._loaded is None:
                 if self._discovering:
-                    raise PluginError(
-                        "it uses the registry while it is imported; use hooks, and import later"
-                    )
+                    raise Broken("it uses the registry while it is imported; use hooks, and import later")
                 self._discovering = True
                 try:
                     loaded = self._discover()

@@ -198,7 +198,18 @@ class Run:
 
     def write_config(self, config: Mapping[str, BaseModel]) -> None:
         """Replace the config (a resumed run may get more steps)."""
-        write_text(self.path / "config.toml", to_toml(config))
+        self.write("config.toml", to_toml(config))
+
+    def write(self, name: str, text: str) -> None:
+        """Put a text file in place in the run.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            write_text(self.path / name, text)
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / name}: {error.strerror}") from error
 
     # Metrics
 
@@ -207,19 +218,24 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        """All lines of ``metrics.jsonl``; one cut short by a crash, or of another form, is left out."""
         lines = []
-        with suppress(FileNotFoundError), self.metrics_path.open(encoding="utf-8") as source:
-            for line in source:
+        with (
+            suppress(FileNotFoundError),
+            self.metrics_path.open(encoding="utf-8", errors="replace") as source,
+        ):
+            for text in source:
                 with suppress(ValueError):
-                    lines.append(json.loads(line))
+                    line = json.loads(text)
+                    if isinstance(line, dict) and isinstance(line.get("step"), int):
+                        lines.append(line)
         return lines
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics of steps after ``step``, which a resumed run will make again."""
         if self.metrics_path.exists():
-            kept = [json.dumps(line) + "\n" for line in self.metrics() if line.get("step", 0) <= step]
-            write_text(self.metrics_path, "".join(kept))
+            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+            self.write(self.metrics_path.name, "".join(kept))
 
     # Checkpoints
 
