@@ -71,6 +71,18 @@ def test_samples_in_python_are_those_on_disk(model, tmp_path):
     assert torch.allclose(torch.cat(blocks), torch.tensor(written), atol=1e-6)
 
 
+@pytest.mark.parametrize("form", [torch.Tensor, list, tuple])
+def test_metrics_are_those_of_all_samples_together_and_no_mean_over_blocks(model, monkeypatch, form):
+    block = ToySampler.block
+    if form is not torch.Tensor:
+        monkeypatch.setattr(ToySampler, "block", lambda *a: form(block(*a).tolist()))
+    seen = []
+    monkeypatch.setattr(Numbers, "metrics", lambda self, s: seen.append(len(s)) or {"last": float(s[-1])})
+    scores = model.evaluate(7, seed=3)
+    assert seen == [7]
+    assert scores["last"] == pytest.approx(float(list(model.sample(7, seed=3))[-1][-1]), abs=1e-5)
+
+
 def test_sampling_changes_no_global_generator_and_no_thread_count(model):
     torch.manual_seed(0)
     before, threads = torch.get_rng_state(), torch.get_num_threads()

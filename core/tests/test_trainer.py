@@ -18,7 +18,7 @@ def parameters():
 
 
 def loss_of(items, a, b):
-    """The mean over ``items``; ``b`` counts for positive ones only, so that one rank has no gradient for it."""
+    """The mean over ``items``; ``b`` counts for positive ones only, so one rank has no gradient for it."""
     loss = (items[:, None] * a).square().sum(1).mean()
     positive = items[items > 0]
     return loss + (positive * b).sum() / len(items) if len(positive) else loss

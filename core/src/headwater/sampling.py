@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -194,13 +195,28 @@ class Model:
     def evaluate(self, n: int | None = None, *, seed: int = 0) -> dict[str, float]:
         """The task's metrics of ``n`` fresh samples (as many as one block without)."""
         made = self.sampler()
-        samples = list(self.sample(n or made.block_size, seed=seed))
-        scores = [self.task.metrics(s) for s in samples] if len(samples) > 1 else []
-        return self.task.metrics(samples[0]) if not scores else _mean(scores)
+        blocks = list(self.sample(n or made.block_size, seed=seed))
+        scores: dict[str, float] = self.task.metrics(_together(made, blocks))
+        return scores
 
 
-def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+def _together(sampler: Sampler, blocks: list[Any]) -> Any:
+    """The samples of all blocks as one; those of an unknown form are written and read back."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if all(isinstance(block, torch.Tensor) for block in blocks):
+        return torch.cat(blocks)
+    if all(isinstance(block, list) for block in blocks):
+        return [sample for block in blocks for sample in block]
+    writer, suffix = sampler.writer, sampler.writer.suffixes[0]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / f"{k:07d}{suffix}" for k in range(len(blocks))]
+        for k, block in enumerate(blocks):
+            writer.write(block, parts[k], k * sampler.block_size)
+        whole = Path(folder) / f"whole{suffix}"
+        writer.join(parts, whole)
+        writer.finish(whole)
+        return writer.read(whole)
 
 
 def _items(operation: Operation, source: Path) -> Any:
