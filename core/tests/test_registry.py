@@ -45,6 +45,15 @@ def test_a_disabled_plugin_is_not_imported_and_says_how_to_enable_it(site, monke
         registry.find_method("off")
 
 
+def test_an_empty_list_of_disabled_plugins_disables_none(site, monkeypatch):
+    install(site, "nameless")
+    (site / "headwater_nameless-1.2.dist-info" / "entry_points.txt").write_text(
+        "[headwater]\n= fake_nameless\n"
+    )
+    monkeypatch.setenv("HEADWATER_DISABLE", "")
+    assert "disabled" not in {plugin.state for plugin in Registry().plugins().values()}
+
+
 def test_strict_accepts_what_is_sound(site, monkeypatch):
     install(site, "sound")
     monkeypatch.setenv("HEADWATER_STRICT", "1")

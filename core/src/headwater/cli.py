@@ -411,7 +411,6 @@ def demo(method: str | None, out: Path) -> None:
 
 def _fail(text: str, code: int) -> NoReturn:
     click.echo(f"error: {text}", err=True)
-    sys.stdout.flush()
     raise SystemExit(code)
 
 
@@ -422,6 +421,8 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]  # wherever it stands
     try:
         code = cli.main(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, where a reader that went away can be dealt with
     except HeadwaterError as error:
         if debug:
             raise
@@ -435,6 +436,7 @@ def main() -> None:
         click.echo("interrupted; what was finished is on disk, the same command goes on", err=True)
         raise SystemExit(130) from None
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
         raise SystemExit(1) from None
     except Exception as error:
         if debug:

@@ -275,7 +275,7 @@ class Registry:
             return self._settled
 
     def _discover(self) -> list[Loaded]:
-        disabled = {name.strip() for name in os.environ.get("HEADWATER_DISABLE", "").split(",")}
+        disabled = {name.strip() for name in os.environ.get("HEADWATER_DISABLE", "").split(",")} - {""}
         loaded = []
         for point in find():
             if point.name in disabled:
