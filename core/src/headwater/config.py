@@ -43,6 +43,9 @@ class FitConfig(Config):
         "32-true", description="floating-point precision"
     )
     compile: bool = Field(False, description="compile the modules with torch.compile")
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads of each process; as many as torch thinks best without"
+    )
     workers: NonNegativeInt = Field(
         0, description="processes that draw batches ahead (not for on-policy trainers)"
     )

@@ -1,0 +1,1 @@
+"""What the GFlowNet plugins of headwater share: environments, objectives, rollouts, exact diagnostics."""

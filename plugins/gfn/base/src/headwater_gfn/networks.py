@@ -1,0 +1,63 @@
+"""The policy network: one trunk, and one linear layer for the forward policy, the backward policy and the flow."""
+
+from itertools import pairwise
+from typing import Protocol
+
+from torch import Tensor, nn
+
+__all__ = ["MLPPolicy", "Policy"]
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky-relu": nn.LeakyReLU}
+
+
+class Policy(Protocol):
+    """What rollouts and objectives need of a network; any module with these two functions will do."""
+
+    def forward_logits(self, observed: Tensor) -> Tensor:
+        """Logits (B, n_actions) of the forward policy."""
+
+    def __call__(self, observed: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Forward logits (B, n_actions), backward logits (B, n_backward) or ``None``, and log flow (B,)."""
+
+
+class MLPPolicy(nn.Module):
+    """A multilayer perceptron whose last layer gives forward logits, backward logits and log flow side by side.
+
+    Args:
+        n_features: width of the observation.
+        n_actions, n_backward: how many actions there are each way.
+        hidden: widths of the hidden layers.
+        activation: ``"relu"`` or ``"leaky-relu"``.
+
+    Example:
+        >>> import torch
+        >>> forward, backward, log_flow = MLPPolicy(8, 3, 2)(torch.zeros(5, 8))
+        >>> forward.shape, backward.shape, log_flow.shape
+        (torch.Size([5, 3]), torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_actions: int,
+        n_backward: int,
+        hidden: tuple[int, ...] = (256, 256),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        self.n_actions, self.n_backward = n_actions, n_backward
+        widths = (n_features, *hidden)
+        layers: list[nn.Module] = []
+        for i, o in pairwise(widths):
+            layers += [nn.Linear(i, o), ACTIVATIONS[activation](inplace=True)]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], n_actions + n_backward + 1)
+
+    def forward_logits(self, observed: Tensor) -> Tensor:
+        n = self.n_actions
+        return nn.functional.linear(self.trunk(observed), self.head.weight[:n], self.head.bias[:n])
+
+    def forward(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = self.head(self.trunk(observed))
+        a, b, f = out.split([self.n_actions, self.n_backward, 1], -1)
+        return a, b, f.squeeze(-1)

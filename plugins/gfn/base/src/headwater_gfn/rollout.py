@@ -1,0 +1,235 @@
+"""Trajectories: sampled forward by a policy, or backward from given objects, for a whole batch at once."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater_gfn.environment import MASKED, Environment
+from headwater_gfn.networks import Policy
+from headwater_gfn.table import TableEnvironment
+
+__all__ = ["Behaviour", "Trajectories", "roll_back", "roll_out"]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the sampling policy differs from the trained one; losses never see it.
+
+    ``epsilon``: the probability of an action drawn uniformly from the allowed ones, at each step by itself.
+    ``temperature`` divides the logits. Both hold for the first ``rows`` trajectories of a batch, the others are of
+    the policy itself; ``None`` stands for all.
+    """
+
+    epsilon: float = 0.0
+    temperature: float = 1.0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A batch of trajectories from the source.
+
+    ``states`` (T + 1, B, \\*state_shape); ``actions`` (T, B); ``length`` (B,), the transitions of each. A state past
+    the end repeats the last one; an action past the end means nothing. ``complete`` (B,) says which ones end in a
+    terminal state; ``None`` stands for all.
+    """
+
+    states: Tensor
+    actions: Tensor
+    length: Tensor
+    complete: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The last state (B, \\*state_shape) of each: the object x where it is complete."""
+        return self.states[self.length, torch.arange(len(self.length), device=self.length.device)]
+
+    def rows(self, n: int) -> "Trajectories":
+        """The first ``n`` trajectories."""
+        length = self.length[:n]
+        longest = int(length.max())
+        complete = None if self.complete is None else self.complete[:n]
+        return Trajectories(self.states[: longest + 1, :n], self.actions[:longest, :n], length, complete)
+
+    def beside(self, other: "Trajectories") -> "Trajectories":
+        """These trajectories and, after them, ``other``; both complete."""
+        steps = max(len(self.actions), len(other.actions))
+
+        def fill(x: Tensor, to: int) -> Tensor:
+            return torch.cat([x, x[-1:].expand(to - len(x), *x.shape[1:])])
+
+        states = torch.cat([fill(self.states, steps + 1), fill(other.states, steps + 1)], 1)
+        actions = torch.cat([fill(self.actions, steps), fill(other.actions, steps)], 1)
+        return Trajectories(states, actions, torch.cat([self.length, other.length]))
+
+    def cut(self, length: Tensor) -> "Trajectories":
+        """Only the first ``length`` (B,) transitions of each, at least one and at most all."""
+        complete = length >= self.length
+        if self.complete is not None:
+            complete = complete & self.complete
+        longest = int(length.max())
+        within = torch.arange(longest + 1, device=length.device).unsqueeze(1).minimum(length)
+        states = self.states[within, torch.arange(len(length), device=length.device)]
+        return Trajectories(states, self.actions[:longest], length, complete)
+
+
+def _noise(steps: int, n: int, n_actions: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Standard Gumbel noise (n, n_actions) for each step: the argmax of logits plus noise is a sample."""
+    chunk = max(1, min(16, steps, 2**22 // max(n * n_actions, 1)))
+    while True:
+        drawn = torch.empty(chunk, n, n_actions, device=generator.device).exponential_(generator=generator)
+        yield from drawn.log_().neg_()
+
+
+def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterator[Tensor | None]:
+    """For each step a factor (n, 1) of the logits: 0 where the action is drawn uniformly."""
+    rows = n if behaviour.rows is None else behaviour.rows
+    while rows == 0 or (behaviour.epsilon <= 0 and behaviour.temperature == 1):
+        yield None
+    while True:
+        factor = torch.ones(16, n, 1, device=generator.device)
+        kept = torch.rand(16, rows, 1, device=generator.device, generator=generator) >= behaviour.epsilon
+        factor[:, :rows] = kept / behaviour.temperature
+        yield from factor
+
+
+@torch.no_grad()
+def roll_out(
+    environment: Environment,
+    policy: Policy,
+    n: int,
+    generator: torch.Generator,
+    behaviour: Behaviour | None = None,
+) -> Trajectories:
+    """Sample ``n`` trajectories from the source to terminal states.
+
+    All randomness comes from ``generator``, on whose device the work is done. An action is the argmax of logits plus
+    Gumbel noise; trajectories that ended cost nothing more.
+    """
+    behaviour = behaviour or Behaviour()
+    walk = _walk_table if isinstance(environment, TableEnvironment) else _walk
+    return walk(environment, policy, n, generator, behaviour)  # type: ignore[arg-type]
+
+
+def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None) -> Tensor:
+    if factor is not None:
+        logits = logits * factor
+    return (logits + forbid + noise).argmax(1)
+
+
+def _walk(
+    environment: Environment, policy: Policy, n: int, generator: torch.Generator, behaviour: Behaviour
+) -> Trajectories:
+    device, steps = generator.device, environment.max_len
+    s = environment.start(n, device)
+    states = [s]
+    actions = []
+    length = torch.full((n,), steps, device=device)
+    noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    live = None  # the rows that go on; None for all
+    for t in range(steps):
+        forbid = torch.where(environment.forward_mask(s), 0.0, -math.inf)
+        gumbel, factor = next(noise), next(factors)
+        if live is not None:
+            gumbel, factor = gumbel[live], factor if factor is None else factor[live]
+        a = _choose(policy.forward_logits(environment.observe(s)), forbid, gumbel, factor)
+        s = environment.step(s, a)
+        if live is None:
+            states.append(s)
+            actions.append(a)
+        else:
+            states.append(states[-1].index_copy(0, live, s))
+            actions.append(torch.zeros_like(actions[-1]).index_copy(0, live, a))
+        if environment.stops:
+            over = environment.terminal(s)
+            if bool(over.any()):
+                rows = torch.arange(n, device=device) if live is None else live
+                length[rows[over]] = t + 1
+                live, s = rows[~over], s[~over]
+                if not len(live):
+                    break
+    return Trajectories(torch.stack(states), torch.stack(actions), length)
+
+
+def _walk_table(
+    environment: TableEnvironment, policy: Policy, n: int, generator: torch.Generator, behaviour: Behaviour
+) -> Trajectories:
+    """As :func:`_walk`, on numbered states: terminal ones stay where they are, so rows leave only now and then."""
+    device, steps = generator.device, environment.max_len
+    s = environment.start(n, device)
+    states = torch.zeros(steps + 1, n, dtype=torch.int64, device=device)
+    actions = torch.zeros(steps, n, dtype=torch.int64, device=device)
+    noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    live = None
+    t = 0
+    while t < steps:
+        gumbel, factor = next(noise), next(factors)
+        if live is not None:
+            gumbel, factor = gumbel[live], factor if factor is None else factor[live]
+        logits = policy.forward_logits(environment.observe(s))
+        a = _choose(logits, environment.penalty(s), gumbel, factor)
+        s = environment.step(s, a)
+        t += 1
+        if live is None:
+            states[t], actions[t - 1] = s, a
+        else:
+            states[t, live], actions[t - 1, live] = s, a
+        if environment.stops and t % 2 == 0:
+            going = environment.terminal(s).logical_not()
+            left = int(going.sum())
+            if left == 0:
+                break
+            if left <= 0.7 * len(s):
+                rows = going.nonzero().squeeze(1)
+                live, s = rows if live is None else live[rows], s[rows]
+    states = states[: t + 1].cummax(0).values  # numbers grow along a trajectory: this repeats the last state
+    inner = (states < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
+    longest = int(inner.max())
+    return Trajectories(states[: longest + 1], actions[:longest], inner)
+
+
+@torch.no_grad()
+def roll_back(
+    environment: Environment,
+    policy: Policy | None,
+    x: Tensor,
+    generator: torch.Generator,
+) -> Trajectories:
+    """Sample trajectories that end in the given terminal states ``x``, backward by P_B.
+
+    P_B is that of ``policy``; uniform over the parents where ``policy`` is ``None`` or has no backward logits.
+    """
+    n, device = len(x), x.device
+    states, actions = [x], []
+    s, live = x, torch.arange(n, device=device)
+    length = torch.zeros(n, dtype=torch.int64, device=device)
+    if environment.stops:
+        s = environment.unstop(x)
+        states.append(s)
+        actions.append(torch.full((n,), environment.n_actions - 1, device=device))
+        length += 1
+    noise = _noise(environment.max_len, n, environment.n_backward, generator)
+    while True:
+        mask = environment.backward_mask(s)
+        going = mask.any(1)
+        if not bool(going.all()):
+            live, s, mask = live[going], s[going], mask[going]
+        if not len(live):
+            break
+        logits = None if policy is None else policy(environment.observe(s))[1]
+        scores = torch.where(mask, 0.0 if logits is None else logits, MASKED) + next(noise)[live]
+        b = scores.argmax(1)
+        a = environment.forward_action(s, b)
+        s = environment.undo(s, b)
+        length[live] += 1
+        states.append(states[-1].index_copy(0, live, s))
+        actions.append(torch.zeros(n, dtype=torch.int64, device=device).index_copy(0, live, a))
+    # Step i of a trajectory of length L is what was found at step L - i going back.
+    longest, rows = len(actions), torch.arange(n, device=device)
+    step = torch.arange(longest + 1, device=device).unsqueeze(1)
+    ordered = torch.stack(states)[(length - step).clamp_min(0), rows]
+    taken = torch.stack(actions)[(length - 1 - step[:-1]).clamp_min(0), rows]
+    return Trajectories(ordered, taken, length)

@@ -1,0 +1,1 @@
+"""The environments that GFlowNet papers share."""
