@@ -357,3 +357,16 @@ def test_every_public_name_loads():
     for name in headwater.__all__:
         value = getattr(headwater, name)
         assert isinstance(value, types.ModuleType) or value is not None
+
+
+def test_the_number_of_threads_is_set_for_the_fit_and_put_back(tmp_path):
+    seen = []
+
+    class Spy:
+        @headwater.hookimpl
+        def headwater_step_end(self):
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    with_hook(Spy(), lambda: train(tmp_path / "run", max_steps=1, threads=before + 1))
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
