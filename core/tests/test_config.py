@@ -18,7 +18,9 @@ class Outer(Config):
 
 
 def test_assignments_are_read_as_toml_values_else_as_strings():
-    tables = parse_assignments(["fit.max_steps=7", "trainer.a.b=[1, 2]", "task.path=/some/file", "task.on=true"])
+    tables = parse_assignments(
+        ["fit.max_steps=7", "trainer.a.b=[1, 2]", "task.path=/some/file", "task.on=true"]
+    )
     assert tables == {
         "fit": {"max_steps": 7},
         "trainer": {"a": {"b": [1, 2]}},
@@ -49,7 +51,7 @@ def test_errors_name_field_value_and_what_would_do():
 
 
 def test_toml_round_trip_keeps_every_value():
-    config = Outer(inner=Inner(size=9), name="né \"quoted\"", rate=1e-7)
+    config = Outer(inner=Inner(size=9), name='né "quoted"', rate=1e-7)
     assert Outer(**tomllib.loads(to_toml({"task": config}))["task"]) == config
     assert Outer(**tomllib.loads(to_toml({"task": Outer()}))["task"]) == Outer()
 

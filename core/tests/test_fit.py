@@ -11,7 +11,7 @@ import headwater
 import pytest
 import torch
 from headwater import registry
-from headwater.errors import HeadwaterError, NonFinite, RunError, UsageError
+from headwater.errors import HeadwaterError, NonFinite, PluginError, RunError, UsageError
 from headwater.run import Run
 from headwater.testing.suite import same
 from toy import ToyTrainer
@@ -154,8 +154,9 @@ def test_a_newer_run_and_a_damaged_manifest_are_refused(tmp_path):
 def test_a_run_of_a_missing_plugin_names_the_package(tmp_path):
     run = train(tmp_path / "run", max_steps=1)
     text = (run.path / "manifest.json").read_text().replace('"toy"', '"bfn-crys"')
+    text = text.replace("headwater-toy", "headwater-bfn-crys")
     (run.path / "manifest.json").write_text(text)
-    with pytest.raises(UsageError, match="pip install headwater-bfn-crys"):
+    with pytest.raises(PluginError, match=r"pip install headwater-bfn-crys==1\.0"):
         headwater.load(run.path)
 
 
@@ -169,7 +170,9 @@ def test_a_full_disk_says_what_is_safe_and_how_to_go_on(whole, tmp_path, monkeyp
 
     save = state.save_file
     monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"):
+    with pytest.raises(
+        RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"
+    ):
         train(tmp_path / "run")
     monkeypatch.setattr(state, "save_file", save)
     assert same(states(headwater.resume(tmp_path / "run"), 12), states(whole, 12))
@@ -179,10 +182,32 @@ def test_from_another_run_starts_from_its_weights_and_records_it(whole, tmp_path
     with pytest.raises(UsageError, match="pass --from RUN"):
         headwater.train("toy", tmp_path / "no", stage="refine", overrides={"fit": FIT})
     run = headwater.train(
-        "toy", tmp_path / "yes", stage="refine", overrides={"fit": {**FIT, "max_steps": 0}}, from_runs=[whole.path]
+        "toy",
+        tmp_path / "yes",
+        stage="refine",
+        overrides={"fit": {**FIT, "max_steps": 0}},
+        from_runs=[whole.path],
     )
-    assert run.manifest.lineage == [{"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}]
+    assert run.manifest.lineage == [
+        {"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}
+    ]
     assert same(run.load(0, "model")["modules"], whole.load(12, "model")["modules"])
+
+
+def test_a_resumed_stage_keeps_the_modules_and_facts_that_it_carries_along(whole, tmp_path):
+    def polish(name, max_steps):
+        tables = {"fit": {**FIT, "max_steps": max_steps}}
+        return headwater.train(
+            "toy", tmp_path / name, stage="polish", overrides=tables, from_runs=[whole.path]
+        )
+
+    straight = polish("straight", 12)
+    resumed = headwater.resume(polish("stopped", 5).path, max_steps=12)
+    assert same(states(resumed, 12), states(straight, 12))
+    model = resumed.load(12, "model")
+    assert model["facts"] == {"offset": 0.5, "level": 2.0}
+    assert same(model["modules"]["net"], whole.load(12, "model")["ema"]["net"])
+    assert len(torch.cat(list(headwater.load(resumed).sample(5)))) == 5
 
 
 class Recorder:
@@ -278,7 +303,9 @@ def setup_with_replay(self):
 
 
 def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
-    monkeypatch.setattr(ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64)))
+    monkeypatch.setattr(
+        ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64))
+    )
     monkeypatch.setattr(ToyTrainer, "setup", setup_with_replay)
     run = train(tmp_path / "run", precision="64-true")
     weights = run.load(12, "model")["modules"]["net"]
@@ -286,7 +313,18 @@ def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
 
 
 def test_kernel_stays_small():
-    names = "hookspecs registry loading remedies entries task trainer sampler fit run".split()
+    names = (
+        "hookspecs",
+        "registry",
+        "loading",
+        "remedies",
+        "entries",
+        "task",
+        "trainer",
+        "sampler",
+        "fit",
+        "run",
+    )
     folder = Path(headwater.__file__).parent
     assert sum(code_lines((folder / f"{name}.py").read_text()) for name in names) < 1500
 
@@ -297,7 +335,9 @@ def code_lines(text):
     docs = {
         line
         for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
         for line in range(node.lineno, node.end_lineno + 1)
     }
     lines = enumerate(text.splitlines(), 1)
@@ -305,7 +345,10 @@ def code_lines(text):
 
 
 def test_import_is_light():
-    code = "import sys, headwater; headwater.MethodEntry; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    code = (
+        "import sys, headwater; headwater.MethodEntry; "
+        "print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -314,3 +357,16 @@ def test_every_public_name_loads():
     for name in headwater.__all__:
         value = getattr(headwater, name)
         assert isinstance(value, types.ModuleType) or value is not None
+
+
+def test_the_number_of_threads_is_set_for_the_fit_and_put_back(tmp_path):
+    seen = []
+
+    class Spy:
+        @headwater.hookimpl
+        def headwater_step_end(self):
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    with_hook(Spy(), lambda: train(tmp_path / "run", max_steps=1, threads=before + 1))
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)

@@ -18,7 +18,12 @@ def test_any_tree_of_tensors_and_scalars_comes_back_bit_for_bit(tmp_path):
         "$tag": {"$tensor": "not a tensor"},
         "floats": [math.inf, -math.inf, math.nan, 0.1 + 0.2, -0.0],
         "tied": [tied, tied],
-        "kinds": [torch.zeros(()), torch.empty(0, 3), torch.ones(2, dtype=torch.bfloat16), torch.tensor([True])],
+        "kinds": [
+            torch.zeros(()),
+            torch.empty(0, 3),
+            torch.ones(2, dtype=torch.bfloat16),
+            torch.tensor([True]),
+        ],
         "transposed": torch.randn(3, 4).T,
     }
     save_state(tmp_path, "s", state)
@@ -85,7 +90,9 @@ def test_a_newer_state_schema_is_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "f.json"
     write_text(path, "old")
-    monkeypatch.setattr("headwater.state.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "headwater.state.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
     assert path.read_text() == "old"

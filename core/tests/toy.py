@@ -1,4 +1,4 @@
-"""A small method with everything that can be saved, registered by the tests of the core as a script would."""
+"""A small method with everything that can be saved; ``toy_plugin`` registers it."""
 
 import json
 
@@ -6,22 +6,14 @@ import torch
 from headwater import (
     Config,
     DataError,
-    MethodEntry,
     Operation,
-    OperationEntry,
-    Paper,
     Sampler,
-    SamplerEntry,
-    StageEntry,
     Task,
-    TaskEntry,
     Trainer,
-    hookimpl,
 )
+from headwater.unpickling import load_official
 from pydantic import Field, PositiveInt
 from torch import nn
-
-API = 1
 
 
 class TrainerConfig(Config):
@@ -91,8 +83,12 @@ class Replay:
         self.values = state["values"]
 
 
+def make_net(width):
+    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1))
+
+
 class ToyTrainer(Trainer):
-    """Two modules, two optimisers, a scheduler, dropout (global randomness), a bare parameter and a replay buffer."""
+    """All that can be saved: modules, optimisers, a scheduler, dropout, a bare parameter, a replay."""
 
     on_policy = True
 
@@ -102,7 +98,7 @@ class ToyTrainer(Trainer):
 
     @classmethod
     def build(cls, config, task, facts):
-        net = nn.Sequential(nn.Linear(2, config.width), nn.BatchNorm1d(config.width), nn.Dropout(0.3), nn.Linear(config.width, 1))
+        net = make_net(config.width)
         return {"net": net, "scale": nn.ParameterDict({"log_z": nn.Parameter(torch.zeros(()))})}
 
     def setup(self):
@@ -134,10 +130,39 @@ class ToyTrainer(Trainer):
         return {"log_z": float(self.modules["scale"]["log_z"])}
 
 
+class PolishTrainer(Trainer):
+    """A second stage: it trains a shift, carries the modules of the first along and uses its facts."""
+
+    @classmethod
+    def facts(cls, config, task):
+        return {"level": 2.0}
+
+    @classmethod
+    def build(cls, config, task, facts):
+        return {"shift": nn.ParameterDict({"by": nn.Parameter(torch.rand(()) + facts["offset"])})}
+
+    def setup(self):
+        self.given["net"].eval()
+        self.optimisers["shift"] = torch.optim.Adam(
+            self.modules["shift"].parameters(), self.config.learning_rate
+        )
+
+    def draw(self, k, generator):
+        return torch.randn(self.config.batch_size, 2, generator=generator)
+
+    def step(self, batch):
+        with torch.no_grad():
+            target = self.given["net"](batch).mean() + self.facts_found["level"]
+        loss = (self.modules["shift"]["by"] - target).square()
+        self.update(loss, weight=len(batch))
+        return {"loss": loss.detach()}
+
+
 class ToySampler(Sampler):
     def block(self, k, generator, condition):
         x = torch.randn(self.block_size, 2, generator=generator)
-        return self.modules["net"](x).squeeze(1) * condition.scale + self.facts["offset"]
+        shift = self.modules["shift"]["by"] if "shift" in self.modules else self.facts["offset"]
+        return self.modules["net"](x).squeeze(1) * condition.scale + shift
 
 
 class Double(Operation):
@@ -150,38 +175,18 @@ class Double(Operation):
         return 2 * items
 
 
-@hookimpl
-def headwater_methods():
-    here = __name__
-    return [
-        MethodEntry(
-            name="toy",
-            summary="a method for tests",
-            paper=Paper(title="T", authors=("A. B.",), venue="V", year=2026, url="https://example.org"),
-            kinds=("toy.numbers",),
-            task="toy-numbers",
-            stages=(
-                StageEntry(name="fit", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig"),
-                StageEntry(
-                    name="refine", summary="s", trainer=f"{here}:ToyTrainer", config=f"{here}:TrainerConfig", after=("fit",)
-                ),
-            ),
-            samplers=(
-                SamplerEntry(
-                    name="plain", summary="s", sampler=f"{here}:ToySampler", config=f"{here}:SamplerConfig",
-                    condition=f"{here}:Condition",
-                ),
-            ),
-            operations=(
-                OperationEntry(name="double", summary="s", operation=f"{here}:Double", config=f"{here}:OperationConfig"),
-            ),
-            presets={"wide": {"trainer": {"width": 9}}},
-        )
-    ]
+def read_official(paths):
+    return load_official(paths[0]), {}
 
 
-@hookimpl
-def headwater_tasks():
-    return [
-        TaskEntry(name="toy-numbers", kind="toy.numbers", summary="s", task=f"{__name__}:Numbers", config=f"{__name__}:NumbersConfig")
-    ]
+def from_official(state, width=None):
+    """The modules of an official checkpoint, whose keys are those of ``net`` and ``log_z``."""
+    state = dict(state)
+    log_z = state.pop("log_z", torch.zeros(()))
+    net = make_net(width or len(state["0.bias"]))
+    net.load_state_dict(state)
+    return {"net": net, "scale": nn.ParameterDict({"log_z": nn.Parameter(log_z)})}
+
+
+def config_of(state, hyperparameters):
+    return {"trainer": {"width": len(state["0.bias"])}}

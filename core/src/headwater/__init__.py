@@ -12,6 +12,7 @@ Public names load on first use, so that ``import headwater`` costs nothing. The 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# ruff: noqa: F401 - what type checkers see of the lazy names
 if TYPE_CHECKING:
     from headwater import registry
     from headwater.api import apply, evaluate, load, report, sample
@@ -63,7 +64,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604, RUF022 - the names load lazily, in the order of their homes
+__all__ = [
     "registry",
     *_HOME_OF,
 ]

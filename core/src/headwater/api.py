@@ -11,7 +11,7 @@ from headwater.errors import DataError, RunError, UsageError
 from headwater.reporting import Figure, Panel, Table, Text, curves, write_page
 from headwater.run import Run
 from headwater.sampling import Model
-from headwater.state import write_text
+from headwater.training import method_of
 
 __all__ = ["apply", "evaluate", "load", "report", "sample", "task_of"]
 
@@ -27,7 +27,7 @@ def sample(run: str | Path | Run, path: str | Path, n: int, **options: Any) -> P
 
 
 def apply(run: str | Path | Run, operation: str, source: str | Path, out: str | Path, **options: Any) -> Path:
-    """Apply an operation of a run to the items in ``source``; the options are those of :meth:`Model.apply`."""
+    """Apply an operation of a run to the items in ``source``; options are those of :meth:`Model.apply`."""
     return Model(run).apply(operation, source, out, **options)
 
 
@@ -56,7 +56,7 @@ def evaluate(
     if run is not None:
         model = Model(run)
         scores = model.evaluate(n, seed=seed)
-        write_text(model.run.path / "evaluation.json", json.dumps(scores, indent=1))
+        model.run.write("evaluation.json", json.dumps(scores, indent=1))
         return scores
     if task is None or samples is None:
         raise UsageError("say what to evaluate: a RUN, or --task T with --samples FILE")
@@ -80,20 +80,20 @@ def report(run: str | Path | Run, path: str | Path | None = None) -> Path:
         found = list(model.task.panels(opened))
         entry = model.plan.method
     else:
-        entry = registry.find_method(m.method)
+        entry = method_of(opened)
     if found:
         sections.append(("Result", found))
     scores = _scores(opened)
     if scores:
-        sections.append(("Metrics", [Table("Evaluation", ["metric", "value"], [list(i) for i in scores.items()])]))
+        sections.append(
+            ("Metrics", [Table("Evaluation", ["metric", "value"], [list(i) for i in scores.items()])])
+        )
     training = training_curves(opened)
     if training:
         sections.append(("Training", list(training)))
     config = [[f"{part}.{k}", json.dumps(v)] for part, t in opened.config().items() for k, v in t.items()]
     sections.append(("Settings", [Table("Config", ["setting", "value"], config)]))
-    paper = entry.paper
-    cited = f"{', '.join(paper.authors)}. {paper.title}. {paper.venue} {paper.year}. {paper.url}"
-    sections.append(("Paper", [Text("Method", f"{entry.summary}\n\n{cited}")]))
+    sections.append(("Paper", [Text("Method", f"{entry.summary}\n\n{entry.paper}")]))
     steps = opened.checkpoints()
     facts = [
         ("method", m.method),

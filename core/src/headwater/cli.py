@@ -14,12 +14,18 @@ from headwater.errors import HeadwaterError, UsageError, near
 __all__ = ["cli", "main"]
 
 SET = click.option(
-    "--set", "assignments", multiple=True, metavar="PART.FIELD=VALUE", help="Override one setting; may be repeated."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="PART.FIELD=VALUE",
+    help="Override one setting; may be repeated.",
 )
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-WORKERS = click.option("--workers", type=int, default=1, show_default=True, help="Processes; the result is the same.")
+WORKERS = click.option(
+    "--workers", type=int, default=1, show_default=True, help="Processes; the result is the same."
+)
 
 
 class _Commands(click.Group):
@@ -31,7 +37,9 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="headwater")
 def cli(debug: bool) -> None:
@@ -80,7 +88,11 @@ def describe(method: str, schema: bool, as_json: bool) -> None:
 @click.option("--task", help="What to train on; the method's embedded default without.")
 @click.option("--stage", help="Which trainer; the first without.")
 @click.option("--preset", help="A named set of overrides of the method.")
-@click.option("--config", type=click.Path(path_type=Path), help="A TOML file with the parts task, trainer, sampler, fit.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A TOML file with the parts task, trainer, sampler, fit.",
+)
 @SET
 @click.option("--max-steps", type=int)
 @click.option("--seed", type=int)
@@ -88,8 +100,12 @@ def describe(method: str, schema: bool, as_json: bool) -> None:
 @click.option("--nodes", type=int, help="Machines.")
 @click.option("--precision")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the modules.")
-@click.option("--from", "from_runs", multiple=True, type=click.Path(path_type=Path), help="A run to start from.")
-@click.option("--skip-bad", is_flag=True, help="Leave out items of the data set that cannot be used, and list them.")
+@click.option(
+    "--from", "from_runs", multiple=True, type=click.Path(path_type=Path), help="A run to start from."
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out items of the data set that cannot be used, and list them."
+)
 @FORCE
 def train(
     method: str,
@@ -184,7 +200,14 @@ def sample(
     condition = _tables(conditions, ()) if conditions else None
     tables = _tables(assignments)
     written = model.sample_to(
-        path, n, seed=seed, condition=condition, sampler=sampler, overrides=tables, workers=workers, force=force
+        path,
+        n,
+        seed=seed,
+        condition=condition,
+        sampler=sampler,
+        overrides=tables,
+        workers=workers,
+        force=force,
     )
     _print(f"{n} samples: {written}")
 
@@ -217,7 +240,9 @@ def apply(
     tables = _tables(assignments, ("operation",))
     if skip_bad:
         tables = merge(tables, {"operation": {"skip_bad": True}})
-    written = Model(run).apply(operation, source, output, overrides=tables, seed=seed, workers=workers, force=force)
+    written = Model(run).apply(
+        operation, source, output, overrides=tables, seed=seed, workers=workers, force=force
+    )
     _print(f"{operation}: {written}")
 
 
@@ -335,7 +360,9 @@ def check(method: str) -> None:
 
 @cli.command("new-plugin")
 @click.argument("name")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make its folder.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make its folder."
+)
 def new_plugin(name: str, output: Path) -> None:
     """Make a plugin package that installs and passes its tests at once."""
     from headwater.scaffold import make
@@ -346,13 +373,20 @@ def new_plugin(name: str, output: Path) -> None:
 
 @cli.command()
 @AS_JSON
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    help="Seconds for one import.",
+)
+def doctor(as_json: bool, timeout: float) -> None:
     """Resolve everything that every plugin names, in a child process, and say what is wrong."""
     from headwater import doctor as examiner
 
-    findings = examiner.examine()
+    findings = examiner.examine(timeout)
     _print(json.dumps(examiner.as_json(findings), indent=1) if as_json else examiner.as_text(findings))
-    if findings:
+    if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(1)
 
 
@@ -377,7 +411,6 @@ def demo(method: str | None, out: Path) -> None:
 
 def _fail(text: str, code: int) -> NoReturn:
     click.echo(f"error: {text}", err=True)
-    sys.stdout.flush()
     raise SystemExit(code)
 
 
@@ -388,6 +421,8 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]  # wherever it stands
     try:
         code = cli.main(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # now, where a reader that went away can be dealt with
     except HeadwaterError as error:
         if debug:
             raise
@@ -401,6 +436,7 @@ def main() -> None:
         click.echo("interrupted; what was finished is on disk, the same command goes on", err=True)
         raise SystemExit(130) from None
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
         raise SystemExit(1) from None
     except Exception as error:
         if debug:

@@ -1,4 +1,4 @@
-"""Configuration: four parts (task, trainer, sampler, fit), each a pydantic model that refuses unknown fields."""
+"""Configuration: the parts task, trainer, sampler and fit, pydantic models that refuse unknown fields."""
 
 import json
 import tomllib
@@ -28,19 +28,27 @@ class FitConfig(Config):
     max_steps: NonNegativeInt = Field(1000, description="training steps in all")
     seed: NonNegativeInt = Field(0, description="seed of every random draw")
     log_every: PositiveInt = Field(50, description="steps between two lines of metrics.jsonl")
-    validate_every: NonNegativeInt = Field(0, description="steps between validations; 0 validates at the end only")
+    validate_every: NonNegativeInt = Field(
+        0, description="steps between validations; 0 validates at the end only"
+    )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep: PositiveInt = Field(2, description="how many of the latest checkpoints stay on disk")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average; none without")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the weights' moving average; none without"
+    )
     devices: PositiveInt = Field(1, description="processes on each machine, one device each")
     nodes: PositiveInt = Field(1, description="machines")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu where there is one, else cpu")
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = Field("32-true", description="floating-point precision")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = Field(
+        "32-true", description="floating-point precision"
+    )
     compile: bool = Field(False, description="compile the modules with torch.compile")
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; as many as torch thinks best without"
     )
-    workers: NonNegativeInt = Field(0, description="processes that draw batches ahead (not for on-policy trainers)")
+    workers: NonNegativeInt = Field(
+        0, description="processes that draw batches ahead (not for on-policy trainers)"
+    )
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
 
 
@@ -76,7 +84,9 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for name, value in layer.items():
             below = merged.get(name)
-            merged[name] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+            merged[name] = (
+                merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+            )
     return merged
 
 
@@ -91,7 +101,8 @@ def _value(text: str) -> Any:
 
 
 def parse_assignments(assignments: Iterable[str], parts: Iterable[str] = PARTS) -> dict[str, Any]:
-    """Turn ``["trainer.lr=1e-3", "task.size=small"]`` into nested tables. Values are read as TOML, else as strings.
+    """Turn ``["trainer.lr=1e-3", "task.size=small"]`` into nested tables. Values are read as TOML,
+    else as strings.
 
     Raises:
         ConfigError: an assignment has no ``=`` or names no part of the config.
@@ -102,9 +113,13 @@ def parse_assignments(assignments: Iterable[str], parts: Iterable[str] = PARTS) 
         path, equals, text = assignment.partition("=")
         names = path.strip().split(".")
         if not equals or not all(names):
-            raise ConfigError(f"cannot read {assignment!r}; write it as part.field=value, for example fit.max_steps=100")
+            raise ConfigError(
+                f"cannot read {assignment!r}; write it as part.field=value, for example fit.max_steps=100"
+            )
         if known and (names[0] not in known or len(names) < 2):
-            raise ConfigError(f"{path!r} names no setting; start with one of {', '.join(known)}{near(names[0], known)}")
+            raise ConfigError(
+                f"{path!r} names no setting; start with one of {', '.join(known)}{near(names[0], known)}"
+            )
         value = _value(text.strip())
         for name in reversed(names):
             value = {name: value}
@@ -131,6 +146,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(parts: Mapping[str, BaseModel]) -> str:
-    """Write config parts as TOML. TOML has no null: a field that is ``None`` is left out, as its default says."""
+    """Write config parts as TOML. It has no null: a field that is ``None`` is left out."""
     plain = {name: json.loads(model.model_dump_json(exclude_none=True)) for name, model in parts.items()}
     return tomli_w.dumps(plain)

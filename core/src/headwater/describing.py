@@ -20,7 +20,10 @@ def _models(method: str, stage: str | None = None) -> dict[str, Any]:
 
 def schema(method: str, stage: str | None = None) -> dict[str, Any]:
     """The JSON schema of the method's config: an object with the four parts."""
-    parts = {part: model.model_json_schema(ref_template="#/$defs/{model}") for part, model in _models(method, stage).items()}
+    parts = {
+        part: model.model_json_schema(ref_template="#/$defs/{model}")
+        for part, model in _models(method, stage).items()
+    }
     definitions: dict[str, Any] = {}
     for part in parts.values():
         definitions |= part.pop("$defs", {})
@@ -50,21 +53,26 @@ def as_text(method: str) -> str:
     """The method for a reader at a terminal."""
     entry = registry.find_method(method)
     found = described(method)
-    paper = entry.paper
     lines = [
         f"{method}: {entry.summary}",
-        f"  {', '.join(paper.authors)}. {paper.title}. {paper.venue} {paper.year}. {paper.url}",
+        f"  {entry.paper}",
         f"  package {found['distribution']} {found['version']}",
         f"  tasks: {', '.join(found['tasks'])} (default {entry.task})",
     ]
-    for title, entries in (("stages", entry.stages), ("samplers", entry.samplers), ("operations", entry.operations)):
+    for title, entries in (
+        ("stages", entry.stages),
+        ("samplers", entry.samplers),
+        ("operations", entry.operations),
+    ):
         lines += [f"  {title}:"] if entries else []
-        lines += [f"    {e.name}: {e.summary}" for e in entries]  # type: ignore[attr-defined]
+        lines += [f"    {e.name}: {e.summary}" for e in entries]
     if entry.presets:
         lines.append(f"  presets: {', '.join(entry.presets)}")
     for part, model in _models(method).items():
         lines.append(f"  [{part}]")
         for name, field in model.model_fields.items():
             default = "needed" if field.is_required() else repr(field.get_default(call_default_factory=True))
-            lines.append(f"    {name} = {default}" + (f"  ({field.description})" if field.description else ""))
+            lines.append(
+                f"    {name} = {default}" + (f"  ({field.description})" if field.description else "")
+            )
     return "\n".join(lines)

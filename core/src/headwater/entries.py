@@ -15,6 +15,7 @@ __all__ = [
     "Slug",
     "StageEntry",
     "TaskEntry",
+    "is_slug",
 ]
 
 API = 1
@@ -27,14 +28,19 @@ def _is_import_string(value: str) -> str:
     return value
 
 
-def _is_slug(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value):
+def is_slug(value: str) -> bool:
+    """Whether ``value`` can name a plugin, method, task, stage, sampler or operation."""
+    return re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", value) is not None
+
+
+def _slug(value: str) -> str:
+    if not is_slug(value):
         raise ValueError(f"{value!r} is no name; use lower-case letters and digits joined by single hyphens")
     return value
 
 
 ImportString = Annotated[str, AfterValidator(_is_import_string)]
-Slug = Annotated[str, AfterValidator(_is_slug)]
+Slug = Annotated[str, AfterValidator(_slug)]
 
 
 class Entry(BaseModel):
@@ -52,13 +58,16 @@ class Paper(Entry):
     year: int
     url: str
 
+    def __str__(self) -> str:
+        return f"{', '.join(self.authors).rstrip('.')}. {self.title}. {self.venue} {self.year}. {self.url}"
+
 
 class StageEntry(Entry):
     """One named trainer of a method.
 
     ``method`` is only given when the stage is added to a method of another plugin (``headwater_trainers``).
-    ``after`` names the stages whose runs this one builds on (``--from``). ``defaults`` are config overrides in the
-    four parts, for example ``{"fit": {"max_steps": 2000}}``.
+    ``after`` names the stages whose runs this one builds on (``--from``). ``defaults`` are config overrides
+    in the four parts, for example ``{"fit": {"max_steps": 2000}}``.
     """
 
     name: Slug
@@ -71,7 +80,7 @@ class StageEntry(Entry):
 
 
 class SamplerEntry(Entry):
-    """One named sampler of a method; ``condition`` is the pydantic model that ``--condition`` is checked by."""
+    """One named sampler of a method; ``condition`` is the pydantic model that checks ``--condition``."""
 
     name: Slug
     summary: str
@@ -96,7 +105,8 @@ class MethodEntry(Entry):
     ``kinds``: the kinds of task it accepts. ``task``: the embedded default task, which needs no download.
     ``presets``: named config overrides in the four parts ``task``, ``trainer``, ``sampler``, ``fit``.
     ``tiny``: overrides with which the conformance suite trains in about a second.
-    ``converter``: a module with ``read_official`` and ``from_official``, as ``"package.convert:from_official"``.
+    ``converter``: a module with ``read_official`` and ``from_official``, as
+    ``"package.convert:from_official"``.
     ``demo``: a function ``demo(out: Path) -> None``, run by ``headwater demo METHOD``.
     """
 

@@ -1,12 +1,22 @@
 """The errors that headwater raises on purpose.
 
-The command line shows them as one or two lines and exits with 2 (the request was wrong) or 1 (the work failed).
+The command line shows them as one or two lines and exits with 2 (the request was wrong) or 1 (the work
+failed).
 """
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "DataError", "HeadwaterError", "NonFinite", "PluginError", "RunError", "UsageError", "near"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "HeadwaterError",
+    "NonFinite",
+    "PluginError",
+    "RunError",
+    "UsageError",
+    "near",
+]
 
 
 class HeadwaterError(Exception):

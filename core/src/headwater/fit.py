@@ -28,7 +28,7 @@ __all__ = ["Fit", "launch"]
 
 
 def launch(config: FitConfig) -> Any:
-    """Start Lightning Fabric as the config says; under ``torchrun`` or SLURM it joins the processes there are."""
+    """Start Lightning Fabric as the config says; under ``torchrun`` or SLURM, join their processes."""
     import logging
 
     from lightning_fabric import Fabric
@@ -67,7 +67,7 @@ def _same(batch: Any) -> Any:
 
 
 class Fit:
-    """One training run under way. Hooks see it: ``step``, ``trainer``, ``task``, ``config``, ``state``, ``stop``."""
+    """One training run under way: hooks see ``step``, ``trainer``, ``task``, ``config`` and ``state``."""
 
     def __init__(self, run: Run, trainer: Trainer, task: Task, config: FitConfig, fabric: Any) -> None:
         self.run, self.trainer, self.task, self.config, self.fabric = run, trainer, task, config, fabric
@@ -114,7 +114,9 @@ class Fit:
             if config.threads is not None:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(config.threads)
-            bar = stack.enter_context(Progress(last, self.step, shown=self.main, label=self.run.manifest.method))
+            bar = stack.enter_context(
+                Progress(last, self.step, shown=self.main, label=self.run.manifest.method)
+            )
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()
             for batch in batches:
@@ -135,7 +137,7 @@ class Fit:
                 bar.advance(self.step, self._last_metrics)
                 if self._stopping(shared_stop):  # before the next draw, which may change a replay buffer
                     break
-            if self.step == last:
+            if self.step == last and self.run.checkpoints()[-1:] != [last]:  # else it is validated already
                 self._validate()
             self.save()
             self.reason = self._stop or "done"
@@ -144,7 +146,9 @@ class Fit:
 
     def _draw(self, k: int) -> Any:
         device = self.trainer.place.device if self.trainer.on_policy else "cpu"
-        return self.trainer.draw(k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device))
+        return self.trainer.draw(
+            k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device)
+        )
 
     def _batches(self, last: int) -> Any:
         if self.trainer.on_policy:
@@ -209,11 +213,14 @@ class Fit:
         pending = self._pending
         names = dict.fromkeys(name for metrics in pending for name in metrics)
         means = {
-            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean()) for name in names
+            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean())
+            for name in names
         }
         for name, value in means.items():
             if name.startswith("loss") and not math.isfinite(value):
-                self._non_finite(f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}")
+                self._non_finite(
+                    f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}"
+                )
         return means
 
     def _validate(self) -> None:
@@ -226,7 +233,7 @@ class Fit:
         if not self.main:
             return
         seconds = self._elapsed_before + time.perf_counter() - self._started
-        line = {"step": self.step, "seconds": round(seconds, 4)}
+        line: dict[str, float | None] = {"step": self.step, "seconds": round(seconds, 4)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         try:
             with self.run.metrics_path.open("a", encoding="utf-8") as out:
@@ -248,7 +255,9 @@ class Fit:
 
     def _unwritable(self, error: OSError) -> str:
         steps = self.run.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint had been written yet"
+        kept = (
+            f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint had been written yet"
+        )
         return (
             f"cannot write in {self.run.path}: {error.strerror}; {kept}; "
             f"make room and go on with: headwater resume {self.run.path}"
@@ -256,8 +265,14 @@ class Fit:
 
     def _non_finite(self, what: str) -> None:
         steps = self.run.checkpoints()
-        kept = f"the checkpoint of step {steps[-1]} is from before that" if steps else "no checkpoint was written"
-        raise NonFinite(f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help")
+        kept = (
+            f"the checkpoint of step {steps[-1]} is from before that"
+            if steps
+            else "no checkpoint was written"
+        )
+        raise NonFinite(
+            f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help"
+        )
 
     # Checkpoints
 
@@ -302,7 +317,9 @@ class Fit:
             "schedulers": {name: s.state_dict() for name, s in self.trainer.schedulers.items()},
             "averaged": {name: int(average.n_averaged) for name, average in self._averages.items()},
             "hooks": self.state,
-            "pending": [{name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending],
+            "pending": [
+                {name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending
+            ],
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -315,7 +332,7 @@ class Fit:
         """Go back to the latest whole checkpoint, or to step 0 where there is none.
 
         Raises:
-            RunError: the run was made with another number of processes.
+            RunError: the run was made with another number of processes, or by another trainer.
         """
         run, trainer = self.run, self.trainer
         step = run.latest()
@@ -330,21 +347,27 @@ class Fit:
             )
         model, training = run.load(step, "model"), run.load(step, "training")
         own = run.load(step, f"rank-{self.fabric.global_rank}")
-        for name, module in trainer.modules.items():
-            module.load_state_dict(model["modules"][name])
-        for name, average in self._averages.items():
-            average.module.load_state_dict(model["ema"][name])
-            average.n_averaged.fill_(training["averaged"][name])
-        for name, optimiser in trainer.optimisers.items():
-            optimiser.load_state_dict(training["optimisers"][name])
-        for name, scheduler in trainer.schedulers.items():
-            scheduler.load_state_dict(training["schedulers"][name])
-        for name, stateful in trainer.stateful.items():
-            stateful.load_state_dict(own["stateful"][name])
-        self.state = training["hooks"]
-        self._pending = training["pending"]
-        self.step = int(model["step"])
-        seeding.restore_global_state(own["global"])
+        try:
+            for name, module in trainer.modules.items():
+                module.load_state_dict(model["modules"][name])
+            for name, average in self._averages.items():
+                average.module.load_state_dict(model["ema"][name])
+                average.n_averaged.fill_(training["averaged"][name])
+            for name, optimiser in trainer.optimisers.items():
+                optimiser.load_state_dict(training["optimisers"][name])
+            for name, scheduler in trainer.schedulers.items():
+                scheduler.load_state_dict(training["schedulers"][name])
+            for name, stateful in trainer.stateful.items():
+                stateful.load_state_dict(own["stateful"][name])
+            self.state = training["hooks"]
+            self._pending = training["pending"]
+            self.step = int(model["step"])
+            seeding.restore_global_state(own["global"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(
+                f"{run.checkpoint_path(step)} does not fit the installed version of "
+                f"{run.manifest.plugin or run.manifest.method}: {type(error).__name__}: {error}"
+            ) from error
 
     # Hooks
 
@@ -357,7 +380,10 @@ class Fit:
             except Exception as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(f"{name} of the plugin {plugin} failed and is off for this run: {error!r}", file=sys.stderr)
+                print(
+                    f"{name} of the plugin {plugin} failed and is off for this run: {error!r}",
+                    file=sys.stderr,
+                )
                 for implementations in self._hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 

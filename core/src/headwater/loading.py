@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import importlib_metadata
 import pluggy
@@ -23,7 +23,7 @@ from headwater.entries import API, Entry, MethodEntry, SamplerEntry, StageEntry,
 from headwater.errors import near
 from headwater.remedies import Broken, Distribution, explain, normal, one_line
 
-__all__ = ["Loaded", "Plugin", "Point", "collect", "find", "load"]
+__all__ = ["Clash", "Loaded", "Plugin", "Point", "collect", "core_version", "find", "load"]
 
 GROUP = "headwater"
 RETURNS: dict[str, type[Entry]] = {
@@ -35,14 +35,21 @@ RETURNS: dict[str, type[Entry]] = {
 HOOKS = (*RETURNS, *hookspecs.FIT_HOOKS, *hookspecs.SAMPLE_HOOKS)
 
 
+class Clash(NamedTuple):
+    """What of a plugin is left out, and the line to paste against it."""
+
+    text: str
+    remedy: str | None = None
+
+
 @dataclass(frozen=True)
 class Plugin:
     """What is known about one plugin.
 
-    ``distribution`` and ``version`` are ``None`` for what a script registered. ``stages`` and ``samplers`` are those
-    that it adds to methods of other plugins, as ``"method/name"``. ``methods`` and ``tasks`` of a broken plugin are
-    those that it would have, as far as they are known. ``clashes`` says what of it is left out, and why.
-    ``output`` is what importing it printed or warned.
+    ``distribution``, ``version`` and ``module`` are ``None`` for what a script registered. ``stages`` and
+    ``samplers`` are those that it adds to methods of other plugins, as ``"method/name"``. ``methods`` and
+    ``tasks`` of a broken plugin are those that it would have, as far as they are known. ``clashes`` says what
+    of it is left out, and why. ``output`` is what importing it printed or warned.
     """
 
     name: str
@@ -56,8 +63,9 @@ class Plugin:
     tasks: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
-    clashes: tuple[str, ...] = ()
+    clashes: tuple[Clash, ...] = ()
     output: str = ""
+    module: str | None = None
 
     def __str__(self) -> str:
         where = f"{self.distribution} {self.version or ''}".strip() if self.distribution else "this script"
@@ -72,7 +80,7 @@ class Point:
     dist: Distribution
     entry: EntryPoint | None = None
     error: Exception | None = None
-    clashes: tuple[str, ...] = ()
+    clashes: tuple[Clash, ...] = ()
 
 
 @dataclass
@@ -105,7 +113,8 @@ def find() -> list[Point]:
     taken: dict[str, str] = {}
     for point in sorted(points, key=lambda p: normal(p.dist.name) != f"headwater-{p.name}"):
         while point.name in taken:
-            point.clashes += (f"its name {point.name!r} belongs to {taken[point.name]}",)
+            text = f"its name {point.name!r} belongs to {taken[point.name]}"
+            point.clashes += (Clash(text, f"pip uninstall {point.dist.name}"),)
             point.name = normal(point.dist.name) if len(point.clashes) == 1 else point.name + "-2"
         taken[point.name] = point.dist.name
     return points
@@ -127,9 +136,18 @@ def _entries() -> Iterator[tuple[Any, EntryPoint | None, Exception | None]]:
                 yield dist, entry, None
             seen.add(key)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                if f"[{GROUP}]" in (dist.read_text("entry_points.txt") or ""):
-                    yield dist, None, error
+            if _is_plugin(dist):
+                yield dist, None, error
+
+
+def _is_plugin(dist: Any) -> bool:
+    """Whether a distribution whose entry points cannot be read has, or ought to have, one for headwater."""
+    try:
+        return f"[{GROUP}]" in (dist.read_text("entry_points.txt") or "")
+    except Exception:
+        with contextlib.suppress(Exception):
+            return normal(dist.metadata["Name"]).startswith("headwater-")
+        return False
 
 
 def load(point: Point) -> Loaded:
@@ -137,6 +155,7 @@ def load(point: Point) -> Loaded:
     loaded = Loaded(Plugin(point.name), point.dist)
     output: list[str] = []
     reason = remedy = None
+    module = point.entry.value.partition(":")[0].strip() if point.entry else ""
     try:
         if point.entry is None:
             raise Broken(f"its metadata cannot be read: {one_line(point.error or Exception())}")
@@ -146,8 +165,7 @@ def load(point: Point) -> Loaded:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, SystemExit included
-        wanted = point.entry.value.partition(":")[0].strip() if point.entry else ""
-        reason, remedy = explain(error, point.dist, wanted)
+        reason, remedy = explain(error, point.dist, module)
     loaded.plugin = Plugin(
         point.name,
         point.dist.name,
@@ -160,6 +178,7 @@ def load(point: Point) -> Loaded:
         tasks=tuple(entry.name for entry in loaded.entries["headwater_tasks"]),
         clashes=point.clashes,
         output="".join(output).strip(),
+        module=module or None,
     )
     return Loaded(loaded.plugin, point.dist) if reason else loaded
 
@@ -171,7 +190,7 @@ def _caught(output: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(stream))
         stack.enter_context(contextlib.redirect_stderr(stream))
-        warned = stack.enter_context(warnings.catch_warnings(record=True)) or []
+        warned = stack.enter_context(warnings.catch_warnings(record=True))
         try:
             yield
         finally:
@@ -181,7 +200,7 @@ def _caught(output: list[str]) -> Iterator[None]:
 
 
 def _check_core(dist: Distribution) -> None:
-    core = _core_version()
+    core = core_version()
     for text in dist.requires:
         if core and re.match(r"headwater(?![-\w.])", text):
             wanted, fits, too_old = _compare(text, core)
@@ -191,7 +210,8 @@ def _check_core(dist: Distribution) -> None:
 
 
 @functools.cache
-def _core_version() -> str | None:
+def core_version() -> str | None:
+    """The version of the installed core."""
     try:
         return importlib_metadata.version("headwater")
     except importlib_metadata.PackageNotFoundError:
@@ -238,7 +258,7 @@ def collect(found: Any, loaded: Loaded, api_needed: bool = True) -> None:
 
 
 class _Manager(pluggy.PluginManager):
-    """Holds the hook specs, and one plugin at a time while it is checked: pluggy scans all it holds each time."""
+    """Holds the hook specs, and one plugin while it is checked: pluggy scans all it holds each time."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         # Most names in a module are no functions, and pluggy's look at each would cost half of importing it.

@@ -9,9 +9,11 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Shows how far work has come, on stderr. Drawn at most ten times a second; in a log once in ten seconds."""
+    """Shows on stderr how far work has come: at most ten times a second, in a log once in ten seconds."""
 
-    def __init__(self, total: int, done: int = 0, *, shown: bool = True, label: str = "", unit: str = "steps") -> None:
+    def __init__(
+        self, total: int, done: int = 0, *, shown: bool = True, label: str = "", unit: str = "steps"
+    ) -> None:
         self.total, self.start, self.label, self.unit = total, done, label, unit
         self._next = 0.0 if shown else float("inf")
         self._bar: Any = None
@@ -25,12 +27,15 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+                TextColumn("{task.fields[metrics]}"),
                 console=Console(stderr=True), auto_refresh=False,
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.start, rate="", metrics="")
+            self._task = self._bar.add_task(
+                self.label, total=self.total, completed=self.start, rate="", metrics=""
+            )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -47,7 +52,9 @@ class Progress:
         text = "  ".join(f"{name} {value:.4g}" for name, value in list((metrics or {}).items())[:3])
         if self._bar is not None:
             self._next = now + 0.1
-            self._bar.update(self._task, completed=done, rate=f"{rate:,.1f} {self.unit}/s", metrics=text, refresh=True)
+            self._bar.update(
+                self._task, completed=done, rate=f"{rate:,.1f} {self.unit}/s", metrics=text, refresh=True
+            )
         elif now - self._began > 1.0:
             self._next = now + 10.0
             left = (self.total - done) / rate if rate > 0 else float("inf")

@@ -1,10 +1,11 @@
 """The registry: which plugins there are, and which methods and tasks they bring.
 
-Plugins are found on first use. One that fails is set aside with its error and a remedy, and all others work. Of two
-claims to the name of a method or task, that of the distribution ``headwater-<name>`` wins, else that of the first
-distribution in the alphabet; the loser keeps its other entries and its record says what it lost.
+Plugins are found on first use. One that fails is set aside with its error and a remedy, and all others work.
+Of two claims to the name of a method or task, that of the distribution ``headwater-<name>`` wins, else that
+of the first distribution in the alphabet; the loser keeps its other entries and its record says what it lost.
 
-``HEADWATER_DISABLE=a,b`` leaves plugins out by name; under ``HEADWATER_STRICT=1`` a broken plugin is an error.
+``HEADWATER_DISABLE=a,b`` leaves plugins out by name; under ``HEADWATER_STRICT=1`` a broken plugin is an
+error.
 
 A script registers without packaging::
 
@@ -31,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.entries import MethodEntry, SamplerEntry, StageEntry, TaskEntry
 from headwater.errors import PluginError, UsageError, near
-from headwater.loading import HOOKS, Loaded, Plugin, Point, collect, find, load
+from headwater.loading import HOOKS, Clash, Loaded, Plugin, Point, collect, find, load
 from headwater.remedies import Broken, explain, normal, one_line
 from headwater.task import Task
 
@@ -78,7 +79,7 @@ class _Settled:
 
 
 class Registry:
-    """Plugins, methods and tasks; :data:`default` is the one that the command line and the functions here use."""
+    """Plugins, methods and tasks; the command line and the functions here use :data:`default`."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -131,13 +132,14 @@ class Registry:
         return self._part("sampler", method, name)
 
     def owner(self, kind: str, name: str) -> Plugin:
-        """The plugin that registered ``name``: a ``"method"``, ``"task"``, or ``"stage"`` as ``"method/stage"``."""
+        """The plugin that registered a ``"method"``, ``"task"`` or ``"stage"`` (``"method/stage"``)."""
         return self._ready().plugins[self._claim(kind, name).plugin]
 
     def implementations(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
         """The plugins that implement a fit or sample hook, with a function to call by keyword.
 
-        They come in the order of registration, those marked ``tryfirst`` before and ``trylast`` after the others.
+        They come in the order of registration, those marked ``tryfirst`` before and ``trylast`` after the
+        others.
         """
         if hook not in HOOKS:
             raise UsageError(f"there is no hook {hook!r}{near(hook, HOOKS)}")
@@ -174,15 +176,15 @@ class Registry:
             one = next((o for o in self._loaded or () if claim and o.plugin.name == claim.plugin.name), None)
             reason, remedy = explain(error, one.dist if one else None, module)
             where = f"{claim.role} of {claim.what}, plugin {claim.plugin}: " if claim else ""
-            raise Broken(f"{where}cannot import {string!r}: {reason}", remedy) from error
+            raise Broken(f"cannot import {string!r}: {reason}", remedy, where) from error
 
     # Registration by a script
 
     def register(self, found: Any, name: str | None = None) -> None:
         """Register the hooks of a module or object, as if it were an installed plugin.
 
-        Its entries may name classes of ``__main__``. Under a name that a script used before, it replaces what was
-        registered then (a notebook cell is run again).
+        Its entries may name classes of ``__main__``. Under a name that a script used before, it replaces what
+        was registered then (a notebook cell is run again).
 
         Raises:
             PluginError: something in it is wrong, or a name is taken.
@@ -254,7 +256,7 @@ class Registry:
             settled = _settle([*others, loaded])
             clashes = settled.plugins[name].clashes
             if clashes:
-                raise PluginError(f"cannot register {loaded.plugin}: {clashes[0]}")
+                raise PluginError(f"cannot register {loaded.plugin}: {clashes[0].text}")
             self._loaded, self._settled = [*others, loaded], settled
 
     # Discovery and look-up
@@ -263,9 +265,7 @@ class Registry:
         with self._lock:
             if self._loaded is None:
                 if self._discovering:
-                    raise PluginError(
-                        "it uses the registry while it is imported; use hooks, and import later"
-                    )
+                    raise Broken("it uses the registry while it is imported; use hooks, and import later")
                 self._discovering = True
                 try:
                     loaded = self._discover()
@@ -275,7 +275,7 @@ class Registry:
             return self._settled
 
     def _discover(self) -> list[Loaded]:
-        disabled = {name.strip() for name in os.environ.get("HEADWATER_DISABLE", "").split(",")}
+        disabled = {name.strip() for name in os.environ.get("HEADWATER_DISABLE", "").split(",")} - {""}
         loaded = []
         for point in find():
             if point.name in disabled:
@@ -321,7 +321,8 @@ class Registry:
             )
             if name in names:
                 raise UsageError(
-                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; try: {plugin.remedy}"
+                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; "
+                    f"try: {plugin.remedy}"
                 )
         others = METHODS if kind == "method" else ()
         nearest = difflib.get_close_matches(name, {*known, *others}, n=1, cutoff=0.5)
@@ -346,7 +347,7 @@ def _call(function: Callable[..., Any], names: tuple[str, ...], **given: Any) ->
 
 
 def _place(cls: type) -> str:
-    """An import string for a class that need not be importable: it may be local to a function or a notebook."""
+    """An import string for a class that need not be importable: one local to a function or a notebook."""
     module = re.sub(r"[^\w.]|\.(?=\d)|^(?=\d)", "_", cls.__module__)
     return f"{module}:{cls.__qualname__.replace('<locals>.', '')}"
 
@@ -369,9 +370,10 @@ def _imports(plugin: Plugin, kind: str, what: str, entry: Any) -> Iterator[Impor
 def _settle(loaded: list[Loaded]) -> _Settled:
     """Give each name to one plugin; the record of any other says what it lost."""
     settled = _Settled()
-    lost: dict[str, list[str]] = {one.plugin.name: list(one.plugin.clashes) for one in loaded}
+    lost: dict[str, list[Clash]] = {one.plugin.name: list(one.plugin.clashes) for one in loaded}
     shown = {one.plugin.name: str(one.plugin) for one in loaded}
-    dist = {one.plugin.name: normal(one.plugin.distribution or "") for one in loaded}
+    source = {one.plugin.name: one.plugin.distribution for one in loaded}
+    dist = {name: normal(distribution or "") for name, distribution in source.items()}
 
     def claim(kind: str, name: str, plugin: str, entry: Any) -> None:
         claims = settled.claims[kind]
@@ -379,7 +381,8 @@ def _settle(loaded: list[Loaded]) -> _Settled:
         if winner != plugin and dist[plugin] == f"headwater-{name}" != dist[winner]:
             winner, plugin = plugin, winner
         if winner != plugin:
-            lost[plugin].append(f"{kind} {name!r} belongs to plugin {shown[winner]}")
+            remedy = f"pip uninstall {source[plugin]}" if source[plugin] else None
+            lost[plugin].append(Clash(f"{kind} {name!r} belongs to plugin {shown[winner]}", remedy))
         if name not in claims or claims[name].plugin != winner:
             claims[name] = _Claim(winner, entry)
 
@@ -400,14 +403,13 @@ def _settle(loaded: list[Loaded]) -> _Settled:
                 if entry.method in settled.claims["method"]:
                     claim(kind, f"{entry.method}/{entry.name}", one.plugin.name, entry)
                 else:
-                    lost[one.plugin.name].append(
-                        f"{kind} {entry.name!r} is for {entry.method!r}, which is no method here"
-                    )
+                    text = f"{kind} {entry.name!r} is for {entry.method!r}, which is no method here"
+                    lost[one.plugin.name].append(Clash(text, f"pip install headwater-{entry.method}"))
     _record(loaded, lost, settled)
     return settled
 
 
-def _record(loaded: list[Loaded], lost: dict[str, list[str]], settled: _Settled) -> None:
+def _record(loaded: list[Loaded], lost: dict[str, list[Clash]], settled: _Settled) -> None:
     owned: dict[str, dict[str, list[str]]] = {one.plugin.name: {} for one in loaded}
     for kind, claims in settled.claims.items():
         for name, (plugin, entry) in claims.items():

@@ -13,10 +13,13 @@ __all__ = ["Broken", "Distribution", "explain", "normal", "one_line"]
 
 
 class Broken(PluginError):
-    """Why a plugin cannot be used; ``remedy`` is the line that would help, if it is known by now."""
+    """Why a plugin cannot be used; ``remedy`` is the line that would help, if it is known by now.
 
-    def __init__(self, reason: str, remedy: str | None = None) -> None:
-        super().__init__(f"{reason}; try: {remedy}" if remedy else reason)
+    ``where`` stands before the reason in the text, for a reader who does not know what it is about.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None, where: str = "") -> None:
+        super().__init__(f"{where}{reason}" + (f"; try: {remedy}" if remedy else ""))
         self.reason = reason
         self.remedy = remedy
 
@@ -30,7 +33,7 @@ class Distribution(NamedTuple):
 
     @classmethod
     def read(cls, dist: Any, fallback: str) -> "Distribution":
-        """Read the head of the metadata file; the e-mail parser of the standard library is six times as slow."""
+        """Read the head of the metadata file; the standard library's e-mail parser is six times as slow."""
         fields: dict[str, list[str]] = {}
         text = dist.read_text("METADATA") or dist.read_text("PKG-INFO") or ""
         for line in text.partition("\n\n")[0].splitlines():
@@ -59,7 +62,7 @@ def explain(error: BaseException, dist: Distribution | None, wanted: str = "") -
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r}) when it is imported", upgrade
     if isinstance(error, ModuleNotFoundError) and error.name and dist:
-        if wanted == error.name and "." not in wanted or wanted.startswith(error.name + "."):
+        if (wanted == error.name and "." not in wanted) or wanted.startswith(error.name + "."):
             gone = f"its module {error.name!r} is gone, as after the removal of an editable install's source"
             return gone, f"pip uninstall {dist.name}"
         if wanted == error.name:

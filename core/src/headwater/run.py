@@ -67,7 +67,8 @@ def safe_name(name: str) -> str:
     """``name`` if it can be one plain file name.
 
     Raises:
-        UsageError: it holds a path separator, a leading dot, or other characters than letters, digits, ``._-``.
+        UsageError: it holds a path separator, a leading dot, or other characters than letters, digits,
+            ``._-``.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > 120:
         raise UsageError(f"{name!r} cannot be a file name here; use letters, digits, '.', '_' and '-'")
@@ -99,7 +100,9 @@ def circumstances() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch_version,
         "git": _git_state(),
-        "command": ["headwater", *sys.argv[1:]] if Path(sys.argv[0]).name in ("headwater", "__main__.py") else sys.argv,
+        "command": ["headwater", *sys.argv[1:]]
+        if Path(sys.argv[0]).name in ("headwater", "__main__.py")
+        else sys.argv,
     }
 
 
@@ -126,17 +129,21 @@ class Run:
             raise RunError(f"cannot read {file}: {type(error).__name__}: {error}") from error
         if isinstance(schema, int) and schema > SCHEMA:
             raise RunError(
-                f"{self.path} was written by a newer headwater (run schema {schema}, this one reads {SCHEMA}); "
-                "upgrade with: pip install -U headwater"
+                f"{self.path} was written by a newer headwater (run schema {schema}, this one reads "
+                f"{SCHEMA}); upgrade with: pip install -U headwater"
             )
         try:
             self.manifest = Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            raise RunError(f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise RunError(
+                f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            ) from error
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False) -> "Run":
+    def create(
+        cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False
+    ) -> "Run":
         """Make a new run directory: whole, or not at all.
 
         Raises:
@@ -144,7 +151,9 @@ class Run:
         """
         path = Path(path)
         if path.exists() and not force:
-            raise RunError(f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force")
+            raise RunError(
+                f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force"
+            )
         if force and path.exists() and not (path / "manifest.json").exists() and any(path.iterdir()):
             raise RunError(f"{path} is no run, so --force will not replace it; choose another --out")
         beside = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -189,7 +198,18 @@ class Run:
 
     def write_config(self, config: Mapping[str, BaseModel]) -> None:
         """Replace the config (a resumed run may get more steps)."""
-        write_text(self.path / "config.toml", to_toml(config))
+        self.write("config.toml", to_toml(config))
+
+    def write(self, name: str, text: str) -> None:
+        """Put a text file in place in the run.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            write_text(self.path / name, text)
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / name}: {error.strerror}") from error
 
     # Metrics
 
@@ -198,19 +218,24 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
+        """All lines of ``metrics.jsonl``; one cut short by a crash, or of another form, is left out."""
         lines = []
-        with suppress(FileNotFoundError), self.metrics_path.open(encoding="utf-8") as source:
-            for line in source:
+        with (
+            suppress(FileNotFoundError),
+            self.metrics_path.open(encoding="utf-8", errors="replace") as source,
+        ):
+            for text in source:
                 with suppress(ValueError):
-                    lines.append(json.loads(line))
+                    line = json.loads(text)
+                    if isinstance(line, dict) and isinstance(line.get("step"), int):
+                        lines.append(line)
         return lines
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics of steps after ``step``, which a resumed run will make again."""
         if self.metrics_path.exists():
-            kept = [json.dumps(line) + "\n" for line in self.metrics() if line.get("step", 0) <= step]
-            write_text(self.metrics_path, "".join(kept))
+            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+            self.write(self.metrics_path.name, "".join(kept))
 
     # Checkpoints
 

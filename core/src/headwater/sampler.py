@@ -1,4 +1,4 @@
-"""The sampler: turns trained modules into samples under one condition, block by block; and the operation beside it."""
+"""The sampler, which turns trained modules into samples block by block, and the operation beside it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ __all__ = ["Operation", "Sampler"]
 class Sampler(ABC):
     """Makes samples in blocks of ``block_size``.
 
-    What block ``k`` holds depends on the seed and ``k`` alone, so neither the number of workers nor an interruption
-    changes the result, and the first n of more samples are the same. ``config.block_size`` gives the size: it is the
-    network's batch, and never fitted to memory or workers.
+    What block ``k`` holds depends on the seed and ``k`` alone, so neither the number of workers nor an
+    interruption changes the result, and the first n of more samples are the same. ``config.block_size`` gives
+    the size: it is the network's batch, and never fitted to memory or workers.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Sampler(ABC):
         self.place = place or Place()
         self.setup()
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - optional
         """Prepare what all blocks share (tables, schedules)."""
 
     @property
@@ -72,7 +72,7 @@ class Sampler(ABC):
 
 
 class Operation(Sampler):
-    """Something else that a trained run does with given items: one output per item, in blocks like a sampler."""
+    """Something else that a trained run does with given items: one output per item, in blocks."""
 
     input_suffixes: ClassVar[tuple[str, ...]] = ()
     """What ``read`` accepts, for messages and ``describe``."""

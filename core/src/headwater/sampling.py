@@ -1,12 +1,16 @@
-"""Sampling and operations on a run: blocks to disk, in order or by many workers, resumable at the first missing block."""
+"""Sampling and operations on a run: blocks to disk, by one process or many, resumed at the first missing."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
+import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +27,8 @@ from headwater.resolve import Plan
 from headwater.run import Run
 from headwater.sampler import Operation, Sampler
 from headwater.state import fsync, write_text
-from headwater.training import load_model, plan_of
 from headwater.trainer import Place
+from headwater.training import load_model, plan_of
 
 __all__ = ["Model", "SampleJob"]
 
@@ -42,6 +46,7 @@ class SampleJob:
     config: dict[str, Any]
     condition: dict[str, Any] | None = None
     input: str | None = None
+    input_state: str | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
@@ -81,7 +86,9 @@ class Model:
         """The run's sampler, or another one of its method, under config ``overrides``."""
         return self._sampler(name, overrides)[0]
 
-    def _sampler(self, name: str | None, overrides: Mapping[str, Any] | None) -> tuple[Sampler, SampleJob, Any]:
+    def _sampler(
+        self, name: str | None, overrides: Mapping[str, Any] | None
+    ) -> tuple[Sampler, SampleJob, Any]:
         entry = registry.sampler(self.plan.method.name, name or self.run.manifest.sampler)
         tables = self.run.config()
         base = tables.get("sampler", {}) if entry.name == self.run.manifest.sampler else {}
@@ -93,8 +100,9 @@ class Model:
         config = validate(registry.resolve(entry.config), merge(base, extra.get("sampler", {})), "sampler")
         made: Sampler = registry.resolve(entry.sampler)(config, task, self.modules, self.facts, self.place)
         job = SampleJob(
-            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step, what=f"sampler:{entry.name}", items=0,
-            seed=0, config={"sampler": config.model_dump(mode="json"), "task": extra.get("task", {})},
+            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step,
+            what=f"sampler:{entry.name}", items=0, seed=0,
+            config={"sampler": config.model_dump(mode="json"), "task": extra.get("task", {})},
         )  # fmt: skip
         return made, job, entry
 
@@ -177,22 +185,38 @@ class Model:
         made = self.operation(operation, overrides)
         items = _items(made, Path(source))
         job = SampleJob(
-            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step, what=f"operation:{operation}",
-            items=len(items), seed=seed, config={"operation": made.config.model_dump(mode="json")},
-            input=str(Path(source).resolve()),
+            run=str(self.run.path), run_id=self.run.manifest.id, step=self.step,
+            what=f"operation:{operation}", items=len(items), seed=seed,
+            config={"operation": made.config.model_dump(mode="json")},
+            input=str(Path(source).resolve()), input_state=_state_of(Path(source)),
         )  # fmt: skip
         return _stream(self, made, job, Path(out), workers, force, items=items)
 
     def evaluate(self, n: int | None = None, *, seed: int = 0) -> dict[str, float]:
         """The task's metrics of ``n`` fresh samples (as many as one block without)."""
         made = self.sampler()
-        samples = list(self.sample(n or made.block_size, seed=seed))
-        scores = [self.task.metrics(s) for s in samples] if len(samples) > 1 else []
-        return self.task.metrics(samples[0]) if not scores else _mean(scores)
+        blocks = list(self.sample(n or made.block_size, seed=seed))
+        scores: dict[str, float] = self.task.metrics(_together(made, blocks))
+        return scores
 
 
-def _mean(scores: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(s[name] for s in scores) / len(scores) for name in scores[0]}
+def _together(sampler: Sampler, blocks: list[Any]) -> Any:
+    """The samples of all blocks as one; those of an unknown form are written and read back."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if all(isinstance(block, torch.Tensor) for block in blocks):
+        return torch.cat(blocks)
+    if all(isinstance(block, list) for block in blocks):
+        return [sample for block in blocks for sample in block]
+    writer, suffix = sampler.writer, sampler.writer.suffixes[0]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / f"{k:07d}{suffix}" for k in range(len(blocks))]
+        for k, block in enumerate(blocks):
+            writer.write(block, parts[k], k * sampler.block_size)
+        whole = Path(folder) / f"whole{suffix}"
+        writer.join(parts, whole)
+        writer.finish(whole)
+        return writer.read(whole)
 
 
 def _items(operation: Operation, source: Path) -> Any:
@@ -200,8 +224,17 @@ def _items(operation: Operation, source: Path) -> Any:
         raise DataError(f"{source} does not exist")
     items = operation.read(source)
     if len(items) == 0:
-        raise DataError(f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})")
+        raise DataError(
+            f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})"
+        )
     return items
+
+
+def _state_of(source: Path) -> str:
+    """A short text that changes when a file, or one of a folder's files, does; large volumes are not read."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    seen = [(str(file.relative_to(source)), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def _count(n: int) -> int:
@@ -213,7 +246,9 @@ def _count(n: int) -> int:
 def _condition(entry: Any, given: Mapping[str, Any] | None) -> Any:
     if entry.condition is None:
         if given:
-            raise UsageError(f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set")
+            raise UsageError(
+                f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set"
+            )
         return None
     return validate(registry.resolve(entry.condition), given or {}, "condition")
 
@@ -246,7 +281,10 @@ class _SampleHooks:
             except Exception as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(f"{name} of the plugin {plugin} failed and is off for this job: {error!r}", file=sys.stderr)
+                print(
+                    f"{name} of the plugin {plugin} failed and is off for this job: {error!r}",
+                    file=sys.stderr,
+                )
                 for implementations in self.hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 
@@ -255,7 +293,9 @@ class _SampleHooks:
             try:
                 changed = implementation(job=self.job, k=k, samples=samples)
             except Exception as error:
-                raise HeadwaterError(f"headwater_sample_block of the plugin {plugin} failed: {error!r}") from error
+                raise HeadwaterError(
+                    f"headwater_sample_block of the plugin {plugin} failed: {error!r}"
+                ) from error
             samples = samples if changed is None else changed
         return samples
 
@@ -288,7 +328,8 @@ def _write_block(
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
         raise RunError(
-            f"cannot write {final}: {error.strerror}; the blocks before are whole: make room and give the same command"
+            f"cannot write {final}: {error.strerror}; the blocks before are whole: "
+            "make room and give the same command"
         ) from error
 
 
@@ -380,12 +421,20 @@ def _work(k: int, parts: str, suffix: str) -> int:
 
 
 def _in_workers(
-    model: Model, job: SampleJob, parts: Path, suffix: str, missing: list[int], workers: int, total: int, bar: Progress
+    model: Model,
+    job: SampleJob,
+    parts: Path,
+    suffix: str,
+    missing: list[int],
+    workers: int,
+    total: int,
+    bar: Progress,
 ) -> None:
+    _check_workers_know(model, job)
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
     done = total - len(missing)
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
         try:
             while waiting:
@@ -394,6 +443,36 @@ def _in_workers(
                     future.result()
                     done += 1
                 bar.advance(done)
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"a worker process ended (out of memory?); {done} of {total} blocks are whole: "
+                "give the same command, with fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_workers_know(model: Model, job: SampleJob) -> None:
+    """Refuse workers where they would lack what a script registered: a filter among the hooks, for one."""
+    method, (kind, _, name) = model.plan.method.name, job.what.partition(":")
+    owners = [registry.owner("method", method), registry.owner("task", model.plan.task_entry.name)]
+    owners += [registry.owner("sampler", f"{method}/{name}")] if kind == "sampler" else []
+    known = registry.plugins()
+    owners += [known[plugin] for hook in SAMPLE_HOOKS for plugin, _ in registry.implementations(hook)]
+    for owner in owners:
+        if owner.distribution is None:
+            raise UsageError(
+                f"worker processes do not know plugin {owner}: use one worker, or install it as a package"
+            )
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep new processes from running the caller's script again: all that they need is in this module."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

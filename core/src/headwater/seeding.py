@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generator", "key", "restore_global_state", "seed_all", "global_state"]
+__all__ = ["generator", "global_state", "key", "restore_global_state", "seed_all"]
 
 _MASK = (1 << 64) - 1
 
@@ -39,7 +39,13 @@ def global_state() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": [s.clone() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
     }

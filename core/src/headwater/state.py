@@ -1,7 +1,7 @@
 """State on disk: safetensors for the tensors, tagged JSON for the tree around them. Never pickle.
 
-A state is a tree of ``dict``, ``list``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, ``None`` and tensors; the
-states of modules, optimisers, schedulers, random generators and replay buffers are such trees.
+A state is a tree of ``dict``, ``list``, ``tuple``, ``str``, ``int``, ``float``, ``bool``, ``None`` and
+tensors; the states of modules, optimisers, schedulers, random generators and replay buffers are such trees.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from headwater.errors import RunError
 
-__all__ = ["fsync", "load_state", "save_state", "sha256", "write_checksums", "verify_checksums", "write_text"]
+__all__ = ["fsync", "load_state", "save_state", "sha256", "verify_checksums", "write_checksums", "write_text"]
 
 CHECKSUMS = "checksums.json"
 
@@ -33,7 +33,7 @@ def fsync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, sync it, and put it in place: a reader sees the old file or the new one."""
+    """Write ``text`` beside ``path``, sync it, and put it in place: a reader sees the old file or the new."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as out:
@@ -74,7 +74,9 @@ class _Encoder:
             return [self(v, f"{where}/{i}") for i, v in enumerate(value)]
         if type(value) is tuple:
             return {"$tuple": [self(v, f"{where}/{i}") for i, v in enumerate(value)]}
-        raise RunError(f"cannot save {where}: a {type(value).__name__} is neither tensor, container nor scalar")
+        raise RunError(
+            f"cannot save {where}: a {type(value).__name__} is neither tensor, container nor scalar"
+        )
 
     def _tensor(self, tensor: torch.Tensor, where: str) -> str:
         storage = tensor.untyped_storage().data_ptr()
@@ -82,7 +84,9 @@ class _Encoder:
         if storage and view in self._names:  # tied weights: kept once, named twice
             return self._names[view]
         if storage and self._storages.setdefault(storage, view) != view:
-            raise RunError(f"cannot save {where}: it shares memory with another tensor that it does not equal")
+            raise RunError(
+                f"cannot save {where}: it shares memory with another tensor that it does not equal"
+            )
         name = str(len(self.tensors))
         self._names[view] = name
         self.tensors[name] = tensor.contiguous()

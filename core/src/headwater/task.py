@@ -28,14 +28,15 @@ def join_bytes(parts: Sequence[Path], path: Path) -> None:
 class Writer(ABC):
     """How samples are written, block by block, in the domain's own format.
 
-    ``suffixes`` lists the file suffixes that can be written, the default first; ``""`` stands for a directory.
+    ``suffixes`` lists the file suffixes that can be written, the default first; ``""`` stands for a
+    directory.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def write(self, samples: Any, path: Path, start: int = 0) -> None:
-        """Write ``samples``, the first of which is number ``start`` of the whole job, as one part at ``path``."""
+        """Write ``samples`` as one part at ``path``; the first is number ``start`` of the whole job."""
 
     def read(self, path: Path) -> Any:
         """Read samples back from a file that ``write`` and ``join`` made."""
@@ -45,7 +46,7 @@ class Writer(ABC):
         """Join the part files, in order, into ``path``; the default puts their bytes one after another."""
         join_bytes(parts, path)
 
-    def finish(self, path: Path) -> None:
+    def finish(self, path: Path) -> None:  # noqa: B027 - optional
         """A second pass over the joined file, where the format needs one (a global threshold)."""
 
     def cut(self, samples: Any, n: int) -> Any:
@@ -89,7 +90,7 @@ class Task(Writer):
 
     @classmethod
     def check(cls, root: Path) -> list[str]:
-        """What is wrong with the user's data at ``root``: one line a problem, empty when it is fit for use."""
+        """What is wrong with the user's data at ``root``: one line a problem, none when it is fit for use."""
         raise UsageError(f"{cls.__name__} reads no data set, so there is nothing to check")
 
     def make(self, out: Path) -> None:

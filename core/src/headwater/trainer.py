@@ -28,7 +28,7 @@ class Stateful(Protocol):
 class Place:
     """Where a trainer or sampler runs."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - it is immutable
     rank: int = 0
     world: int = 1
 
@@ -45,7 +45,9 @@ def reduce_gradients(parameters: list[nn.Parameter], weight: float | Tensor) -> 
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
     w = torch.as_tensor(weight, dtype=dtype, device=device)
     has = torch.tensor([p.grad is not None for p in parameters], dtype=dtype, device=device)
-    grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).to(dtype) for p in parameters]
+    grads = [
+        (p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).to(dtype) for p in parameters
+    ]
     flat = torch.cat([*(g * w for g in grads), has, w.reshape(1)])
     dist.all_reduce(flat)
     total = flat[-1]
@@ -60,9 +62,9 @@ def reduce_gradients(parameters: list[nn.Parameter], weight: float | Tensor) -> 
 class Trainer(ABC):
     """One stage of a method.
 
-    ``build`` makes the modules from config, task and facts; it must not read the training data, for sampling calls
-    it too. ``facts`` measures what sampling needs from the data (a histogram of sizes, a scale). ``setup`` then makes
-    the optimisers on the instance:
+    ``build`` makes the modules from config, task and facts; it must not read the training data, for sampling
+    calls it too. ``facts`` measures what sampling needs from the data (a histogram of sizes, a scale).
+    ``setup`` then makes the optimisers on the instance:
 
     - ``modules``: trained and saved, by name; modules of ``--from`` runs are in ``given`` and saved as well
     - ``frozen``: rebuilt from a local path, never saved
@@ -120,12 +122,12 @@ class Trainer(ABC):
     def step(self, batch: Any) -> dict[str, Tensor]:
         """One training step on ``batch``: compute losses, call :meth:`update`, return scalar tensors.
 
-        A metric whose name starts with ``loss`` stops the run when it is not finite. Nothing here should wait for
-        the device (``.item()``, printing).
+        A metric whose name starts with ``loss`` stops the run when it is not finite. Nothing here should wait
+        for the device (``.item()``, printing).
         """
 
     def validate(self) -> dict[str, float]:
-        """Measure progress on held-out data or exactly; called every ``fit.validate_every`` steps on each rank."""
+        """Measure progress; called on all ranks every ``fit.validate_every`` steps."""
         return {}
 
     def update(self, loss: Tensor, optimiser: str | None = None, weight: float | Tensor = 1.0) -> None:

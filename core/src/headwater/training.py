@@ -12,14 +12,15 @@ from torch import nn
 
 from headwater import registry, seeding
 from headwater.config import merge, to_toml, validate
-from headwater.errors import DataError, RunError, UsageError
+from headwater.entries import MethodEntry
+from headwater.errors import DataError, PluginError, RunError, UsageError
 from headwater.fit import Fit, launch, modules_to
 from headwater.resolve import Plan, plan
 from headwater.run import Manifest, Run, Source, circumstances
 from headwater.state import load_state, sha256
 from headwater.trainer import Place, Trainer
 
-__all__ = ["convert", "load_model", "resume", "train"]
+__all__ = ["convert", "load_model", "method_of", "plan_of", "resume", "train"]
 
 
 def train(
@@ -47,8 +48,8 @@ def train(
         overrides: nested overrides of the same form, stronger than ``config``.
         from_runs: runs whose modules this one starts from or carries along.
         force: replace a run that is there.
-        devices: processes on this machine; with more than one the command line is started in a child, so that the
-            calling script never runs twice.
+        devices: processes on this machine; with more than one the command line is started in a child, so that
+            the calling script never runs twice.
 
     Returns:
         The finished (or interrupted) run.
@@ -68,7 +69,9 @@ def train(
     trainer = _trainer(made, fabric, [own, *sources], states)
     own.modules = list(trainer.modules)
     if fabric.global_rank == 0:
-        run = Run.create(path, _manifest(made, fabric.world_size, [own, *sources], lineage), made.config, force=force)
+        run = Run.create(
+            path, _manifest(made, fabric.world_size, [own, *sources], lineage), made.config, force=force
+        )
     fabric.barrier()
     run = Run(path)
     if fabric.global_rank == 0:
@@ -88,19 +91,28 @@ def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
         PluginError: its plugin is not installed.
     """
     run = Run(Path(path))
+    reached = run.checkpoints()[-1:]
+    if max_steps is not None and reached and max_steps < reached[0]:
+        raise UsageError(f"{run.path} has reached step {reached[0]}; --max-steps {max_steps} is behind that")
     extra = {} if max_steps is None else {"fit": {"max_steps": max_steps}}
     made = plan_of(run, extra)
     if made.fit.devices > 1 and not _in_cli():
-        return _child(["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])], run.path)
+        return _child(
+            ["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])],
+            run.path,
+        )
     fabric = launch(made.fit)
     if fabric.global_rank == 0:
         run.lock()
         if max_steps is not None:
             run.write_config(made.config)
-    trainer = _trainer(made, fabric, run.manifest.sources, [])
-    fresh = run.latest() is None
-    if fresh and run.manifest.lineage:
+    step = run.latest()
+    if step is None and run.manifest.lineage:
         raise RunError(f"{run.path} stopped before its first checkpoint; start it again with --force")
+    states = [model_state(run, step)] if step is not None else []
+    trainer = _trainer(
+        made, fabric, run.manifest.sources, states, facts=states[0]["facts"] if states else None
+    )
     return _fit(run, made, trainer, fabric, first=False)
 
 
@@ -138,22 +150,36 @@ def _train_in_child(made: Plan, out: Path, from_runs: Sequence[str | Path], forc
 def _child(arguments: list[str], out: Path) -> Run:
     done = subprocess.run([sys.executable, "-m", "headwater", *arguments], check=False)
     if done.returncode != 0:
-        raise RunError(f"training in a child process ended with exit code {done.returncode}; its message is above")
+        raise RunError(
+            f"training in a child process ended with exit code {done.returncode}; its message is above"
+        )
     return Run(out)
 
 
-def _trainer(made: Plan, fabric: Any, sources: Sequence[Source], states: Sequence[Mapping[str, Any]]) -> Trainer:
-    """Build the trainer: facts and modules from the run's seed, then the weights of ``states`` on top."""
+def _trainer(
+    made: Plan,
+    fabric: Any,
+    sources: Sequence[Source],
+    states: Sequence[Mapping[str, Any]],
+    facts: dict[str, Any] | None = None,
+) -> Trainer:
+    """Build the trainer: facts (measured, if not given) and modules from the run's seed, then the weights of
+    ``states`` on top.
+    """
     seeding.seed_all(seeding.key(made.fit.seed))
     place = Place(fabric.device, fabric.global_rank, fabric.world_size)
     kind: type[Trainer] = registry.resolve(made.stage.trainer)
     config = made.config["trainer"]
-    facts = merge(*(state["facts"] for state in states), kind.facts(config, made.task))
+    if facts is None:
+        facts = merge(*(state["facts"] for state in states), kind.facts(config, made.task))
     modules = kind.build(config, made.task, facts)
     given = _build_sources([s for s in sources if s.stage != made.stage.name], made, facts)
     given = {name: module for name, module in given.items() if name not in modules}
     for state in states:
-        _load_weights({**given, **modules}, state["modules"])
+        _load_weights(modules, state["modules"])
+        _load_weights(
+            given, {**state["modules"], **state["ema"]}
+        )  # carried along as they would be sampled with
     modules_to({**given, **modules}, place, made.fit.precision)
     seeding.seed_all(seeding.key(made.fit.seed, place.rank))
     trainer = kind(config, made.task, modules, facts, given, place)
@@ -170,8 +196,12 @@ def _load_weights(modules: Mapping[str, nn.Module], states: Mapping[str, Any]) -
             continue
         try:
             modules[name].load_state_dict(state)
-        except RuntimeError as error:
-            raise RunError(f"the weights of module {name!r} do not fit this config: {error}") from error
+        except (RuntimeError, TypeError, AttributeError) as error:
+            # torch says in its first line that there are faults, and then gives each a line.
+            faults = [line.strip() for line in str(error).splitlines()]
+            first = faults[1] if len(faults) > 1 else faults[0]
+            more = f" (and {len(faults) - 2} more)" if len(faults) > 2 else ""
+            raise RunError(f"the weights of module {name!r} do not fit this config: {first}{more}") from error
 
 
 def _build_sources(sources: Sequence[Source], made: Plan, facts: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -188,7 +218,7 @@ def _build_sources(sources: Sequence[Source], made: Plan, facts: Mapping[str, An
 def _from(
     paths: Sequence[str | Path], made: Plan
 ) -> tuple[list[Source], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Read the runs of ``--from``: which stages built their modules, where they come from, and their states."""
+    """Read the runs of ``--from``: the stages that built their modules, their lineage, and their states."""
     sources: list[Source] = []
     lineage: list[dict[str, Any]] = []
     states: list[dict[str, Any]] = []
@@ -199,20 +229,20 @@ def _from(
         step = run.latest()
         if step is None:
             raise RunError(f"--from {path} has no checkpoint yet")
-        states.append(run.load(step, "model"))
+        states.append(model_state(run, step))
         sources += [s for s in run.manifest.sources if s.stage != made.stage.name]
         lineage.append({"path": str(path), "id": run.manifest.id, "stage": run.manifest.stage, "step": step})
     got = {entry["stage"] for entry in lineage}
     missing = [stage for stage in made.stage.after if stage not in got]
     if missing:
         first = f"headwater train {made.method.name} --stage {missing[0]} --out ..."
-        raise UsageError(f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'")
+        raise UsageError(
+            f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'"
+        )
     return sources, lineage, states
 
 
-def _manifest(
-    made: Plan, processes: int, sources: list[Source], lineage: list[dict[str, Any]]
-) -> Manifest:
+def _manifest(made: Plan, processes: int, sources: list[Source], lineage: list[dict[str, Any]]) -> Manifest:
     owner = registry.owner("method", made.method.name)
     return Manifest(
         method=made.method.name, stage=made.stage.name, task=made.task_entry.name, sampler=made.sampler.name,
@@ -222,13 +252,48 @@ def _manifest(
     )  # fmt: skip
 
 
+def method_of(run: Run) -> MethodEntry:
+    """The entry of the run's method.
+
+    Raises:
+        PluginError: its plugin is not installed, or broken; the text says what to install.
+    """
+    m = run.manifest
+    try:
+        return registry.find_method(m.method)
+    except UsageError as error:
+        known = {plugin.distribution for plugin in registry.plugins().values()}
+        if m.plugin is None or m.plugin in known:
+            raise PluginError(f"{run.path} needs {error}") from error
+        raise PluginError(
+            f"{run.path} needs method {m.method!r}, which is not installed; "
+            f"try: pip install {m.plugin}=={m.plugin_version}"
+        ) from error
+
+
 def plan_of(run: Run, overrides: Mapping[str, Any] | None = None, sampler: str | None = None) -> Plan:
     """The plan that a run was made by, with the plugins installed now."""
     m = run.manifest
+    method_of(run)
     tables = run.config()
     if sampler is not None and sampler != m.sampler:
         tables["sampler"] = {}
-    return plan(m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides)
+    return plan(
+        m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides
+    )
+
+
+def model_state(run: Run, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state ``model`` of the checkpoint of ``step``: its modules' weights, their averages, and facts.
+
+    Raises:
+        RunError: it is damaged, or something else than a trained model.
+    """
+    state = load_state(run.checkpoint_path(step), "model", device)
+    parts = ("modules", "ema", "facts")
+    if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in parts):
+        raise RunError(f"{run.checkpoint_path(step)} holds no trained model")
+    return state
 
 
 def load_model(run: Run, made: Plan, place: Place) -> tuple[dict[str, nn.Module], dict[str, Any], int]:
@@ -240,9 +305,12 @@ def load_model(run: Run, made: Plan, place: Place) -> tuple[dict[str, nn.Module]
     step = run.latest()
     if step is None:
         raise RunError(f"{run.path} has no checkpoint yet; go on with: headwater resume {run.path}")
-    state = load_state(run.checkpoint_path(step), "model", place.device)
+    state = model_state(run, step, place.device)
     with torch.random.fork_rng(devices=[]):
         modules = _build_sources(run.manifest.sources, made, state["facts"])
+    missing = [name for name in modules if name not in state["modules"]]
+    if missing:
+        raise RunError(f"{run.checkpoint_path(step)} lacks module {missing[0]!r}, which the run's config has")
     _load_weights(modules, {**state["modules"], **state["ema"]})
     modules_to(modules, place, made.fit.precision)
     for module in modules.values():
@@ -288,8 +356,10 @@ def convert(
         task = module.task_of(state, hyperparameters)
     made = plan(method, stage=stage, task=task, overrides=merge(found, tables))
     kind: type[Trainer] = registry.resolve(made.stage.trainer)
-    own = Source(stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules))
-    model = {
+    own = Source(
+        stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules)
+    )
+    model: dict[str, Any] = {
         "step": 0, "facts": kind.facts(made.config["trainer"], made.task), "ema": {},
         "modules": {name: dict(m.state_dict()) for name, m in modules.items()},
     }  # fmt: skip

@@ -1,12 +1,13 @@
 """The one place that reads pickled files of others: an allow-list, and stubs for everything else.
 
-Only what builds tensors, arrays and plain containers is let through. Any other class becomes a :class:`Stub`, which
-remembers its name and arguments and does nothing, so a file can hold no code that runs.
+Only what builds tensors, arrays and plain containers is let through. Any other class becomes a :class:`Stub`,
+which remembers its name and arguments and does nothing, so a file can hold no code that runs.
 """
 
 import gzip
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ __all__ = ["Stub", "load_official"]
 
 _ALLOWED: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict", "defaultdict", "Counter", "deque"}),
-    "builtins": frozenset({"dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "bytes",
-                           "bytearray", "complex", "slice", "range"}),
+    "builtins": frozenset({"dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str",
+                           "bytes", "bytearray", "complex", "slice", "range"}),
     "_codecs": frozenset({"encode"}),
     "torch": frozenset({"Size", "device", "dtype", "Tensor", "FloatStorage", "DoubleStorage", "HalfStorage",
-                        "BFloat16Storage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage", "ByteStorage",
-                        "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage", "float32", "float64", "float16",
-                        "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}),
+                        "BFloat16Storage", "LongStorage", "IntStorage", "ShortStorage", "CharStorage",
+                        "ByteStorage", "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage",
+                        "float32", "float64", "float16", "bfloat16",
+                        "int64", "int32", "int16", "int8", "uint8", "bool"}),
     "torch.storage": frozenset({"UntypedStorage", "TypedStorage"}),
     "torch._utils": frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter",
                                "_rebuild_parameter_with_state"}),
@@ -35,6 +37,10 @@ _ALLOWED: dict[str, frozenset[str]] = {
     "numpy.core.numeric": frozenset({"_frombuffer"}),
     "numpy._core.numeric": frozenset({"_frombuffer"}),
 }  # fmt: skip
+
+
+LEGACY = 0x1950A86A20F9469CFC6C
+"""The number with which every file of torch's older format begins."""
 
 
 class Stub:
@@ -64,6 +70,8 @@ class Stub:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _storage  # torch's own would load the inner bytes without any list
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         qualified = f"{module}.{name}"
@@ -87,10 +95,11 @@ class _AllowList:
 
 
 def load_official(path: Path) -> Any:
-    """Read a checkpoint written by ``torch.save`` or ``pickle`` (gzipped or not), or a safetensors or NPZ file.
+    """Read a checkpoint written by ``torch.save`` or ``pickle`` (gzipped or not), or a safetensors or NPZ
+    file.
 
-    Tensors come onto the CPU. ``weights_only`` is tried first; a file that holds other classes is read with stubs
-    in their place.
+    Tensors come onto the CPU. ``weights_only`` is tried first; a file that holds other classes is read with
+    stubs in their place.
 
     Raises:
         DataError: the file is missing, truncated, or of no known format.
@@ -107,13 +116,17 @@ def load_official(path: Path) -> Any:
     if path.suffix == ".npz":
         import numpy as np
 
-        return _guarded(path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()})
+        return _guarded(
+            path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()}
+        )
     if head[:2] == b"\x1f\x8b":
         return _guarded(path, lambda: _AllowList.load(io.BytesIO(gzip.decompress(path.read_bytes()))))
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # not plain tensors: read it again through the allow-list
-        return _guarded(path, lambda: _through_allow_list(path, head))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, on the age of the file
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # not plain tensors: read it again through the allow-list
+            return _guarded(path, lambda: _through_allow_list(path, head))
 
 
 def _through_allow_list(path: Path, head: bytes) -> Any:
@@ -125,7 +138,17 @@ def _through_allow_list(path: Path, head: bytes) -> Any:
             return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_AllowList)
         except Exception:
             source.seek(0)
-            return _AllowList.load(source)
+            value = _AllowList.load(source)
+            if (
+                value == LEGACY
+            ):  # the first of several pickles of torch, which says that this is one of its files
+                raise
+            return value
+
+
+def _storage(content: bytes) -> Any:
+    """The storage of a tensor that was pickled without ``torch.save``, which wraps a small legacy file."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_AllowList)
 
 
 def _guarded(path: Path, read: Any) -> Any:

@@ -44,8 +44,8 @@ def write_page(
         sections: headings and the panels under each; a section without panels is left out.
         facts: labels and values at the top: method, versions, seed, date.
         command: the command line that makes the page again.
-        script: ``"embed"`` puts Plotly's script into the page if it has a figure. Otherwise the path, relative
-            to the page, of a file that many pages share; it is written if it is not there.
+        script: ``"embed"`` puts Plotly's script into the page if it has a figure. Otherwise the path,
+            relative to the page, of a file that many pages share; it is written if it is not there.
 
     Raises:
         HeadwaterError: there is a figure and Plotly is not installed, a panel cannot be shown, or the page
@@ -68,9 +68,9 @@ def write_page(
     )
     links = "".join(f'<a href="#section-{i}">{_text(heading)}</a>' for i, (heading, _) in enumerate(shown, 1))
 
-    # A script runs only with the page's nonce, which is a hash of what the page shows, so that nothing shown can
-    # know it: markup that slipped through the escaping would be inert. Fetching is forbidden altogether; Plotly
-    # builds functions from text for its WebGL traces, hence 'unsafe-eval'.
+    # A script runs only with the page's nonce, which is a hash of what the page shows, so that nothing shown
+    # can know it: markup that slipped through the escaping would be inert. Fetching is forbidden altogether;
+    # Plotly builds functions from text for its WebGL traces, hence 'unsafe-eval'.
     nonce = hashlib.sha256(f"{title}\0{body}".encode()).hexdigest()[:32]
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -124,10 +124,14 @@ def _write(path: Path, text: str) -> None:
 
 def _plotly(path: Path, script: str, nonce: str) -> str:
     """The script element that brings Plotly, embedded or shared."""
-    if script != EMBED and (PurePosixPath(script).is_absolute() or Path(script).is_absolute() or ":" in script):
+    if script != EMBED and (
+        PurePosixPath(script).is_absolute() or Path(script).is_absolute() or ":" in script
+    ):
         raise UsageError(f"script={script!r}: give 'embed', or a path relative to the page")
     try:
-        source = importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+        source = (
+            importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+        )
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise HeadwaterError(
             "the report has figures, which need Plotly; install it: pip install 'headwater[report]'"
@@ -200,7 +204,8 @@ def _content(panel: Panel) -> str:
         case Images():
             return _images(panel)
         case Video(data=data):
-            return f'<video controls loop muted playsinline src="{_address(_video_type(panel), data)}"></video>\n'
+            source = _address(_video_type(panel), data)
+            return f'<video controls loop muted playsinline src="{source}"></video>\n'
     raise HeadwaterError(f"panel {panel.title!r}: a report cannot show a {type(panel).__name__}")
 
 
@@ -266,11 +271,16 @@ def _tiles(figure: Any) -> dict[str, Any]:
 
 def _figure(panel: Figure) -> str:
     layout = panel.figure.get("layout") or {}
-    numbers = {**_tiles(panel.figure), "height": layout.get("height"), "scene": _is_scene(panel.figure) or None}
+    numbers = {
+        **_tiles(panel.figure),
+        "height": layout.get("height"),
+        "scene": _is_scene(panel.figure) or None,
+    }
     attributes = "".join(f' data-{k}="{_text(v)}"' for k, v in numbers.items() if v is not None)
     name = _text(re.sub(r"\W+", "-", panel.title.lower()).strip("-") or "figure")
     return (
-        f'<div class="plot" data-name="{name}"{attributes}><noscript>This figure needs JavaScript.</noscript></div>'
+        f'<div class="plot" data-name="{name}"{attributes}>'
+        "<noscript>This figure needs JavaScript.</noscript></div>"
         f'<script type="application/json">{_json(panel.figure)}</script>\n'
     )
 
@@ -278,7 +288,10 @@ def _figure(panel: Figure) -> str:
 def _is_scene(figure: Any) -> bool:
     flat = {"scatter", "bar", "heatmap", "histogram", "contour", "box", "violin"}
     kinds = {trace.get("type", "scatter") for trace in figure.get("data") or ()} - flat
-    return any(kind.endswith("3d") or kind in {"surface", "isosurface", "volume", "cone", "streamtube"} for kind in kinds)
+    return any(
+        kind.endswith("3d") or kind in {"surface", "isosurface", "volume", "cone", "streamtube"}
+        for kind in kinds
+    )
 
 
 def _json(value: Any) -> str:
@@ -292,7 +305,12 @@ def _json(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """What JSON does not know: arrays, tensors, their scalars, other containers, dates."""
-    if isinstance(value, np.ndarray) and value.size >= 1024 and value.dtype.str in PACKED and np.isfinite(value).all():
+    if (
+        isinstance(value, np.ndarray)
+        and value.size >= 1024
+        and value.dtype.str in PACKED
+        and np.isfinite(value).all()
+    ):
         # Plotly's own form for large arrays: their bytes, a third of the size of the digits and exact.
         packed = {"dtype": PACKED[value.dtype.str], "bdata": base64.b64encode(value.tobytes()).decode()}
         return packed if value.ndim == 1 else {**packed, "shape": ", ".join(map(str, value.shape))}
@@ -306,7 +324,16 @@ def _plain(value: Any) -> Any:
         return str(value)
 
 
-PACKED = {"<f4": "f4", "<f8": "f8", "<i4": "i4", "<i2": "i2", "|i1": "i1", "|u1": "u1", "<u2": "u2", "<u4": "u4"}
+PACKED = {
+    "<f4": "f4",
+    "<f8": "f8",
+    "<i4": "i4",
+    "<i2": "i2",
+    "|i1": "i1",
+    "|u1": "u1",
+    "<u2": "u2",
+    "<u4": "u4",
+}
 
 
 def _finite(value: Any) -> Any:

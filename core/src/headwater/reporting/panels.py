@@ -76,8 +76,8 @@ def curves(
     """Lines over a common axis: ``series`` maps a name to its x and y values.
 
     ``bands`` maps the name of a series to the lower and upper edge of its uncertainty (over seeds, say), one
-    value of each for every x; it is drawn in the colour of the line. Where an edge is not finite, or not above
-    zero on a logarithmic axis, the band has a gap.
+    value of each for every x; it is drawn in the colour of the line. Where an edge is not finite, or not
+    above zero on a logarithmic axis, the band has a gap.
 
     Example:
         >>> steps = [0, 100, 200]
@@ -96,17 +96,30 @@ def curves(
         mode = "lines+markers" if len(xs) <= 24 else "lines"
         lines.append(
             {
-                "type": "scatter", "mode": mode, "name": name, "x": list(xs), "y": list(ys),
-                "line": {"color": colour}, "legendgroup": name,
+                "type": "scatter",
+                "mode": mode,
+                "name": name,
+                "x": list(xs),
+                "y": list(ys),
+                "line": {"color": colour},
+                "legendgroup": name,
             }
         )
         if bands and name in bands:
             edge_x, edge_y = _outline(xs, *bands[name], above=0.0 if log_y else -math.inf)
             fills.append(
                 {
-                    "type": "scatter", "mode": "lines", "name": name, "x": edge_x, "y": edge_y,
-                    "line": {"color": colour, "width": 0}, "fill": "toself", "fillcolor": colour + "33",
-                    "legendgroup": name, "showlegend": False, "hoverinfo": "skip",
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "x": edge_x,
+                    "y": edge_y,
+                    "line": {"color": colour, "width": 0},
+                    "fill": "toself",
+                    "fillcolor": colour + "33",
+                    "legendgroup": name,
+                    "showlegend": False,
+                    "hoverinfo": "skip",
                 }
             )
     layout = {
@@ -151,7 +164,9 @@ def _outline(
     return edge_x[:-1], edge_y[:-1]
 
 
-def heatmap(title: str, panels: Mapping[str, Sequence[Sequence[float]]], *, x: str, y: str, caption: str = "") -> Figure:
+def heatmap(
+    title: str, panels: Mapping[str, Sequence[Sequence[float]]], *, x: str, y: str, caption: str = ""
+) -> Figure:
     """Heat maps with square cells on one colour scale: ``panels`` maps a name to rows of values.
 
     They stand side by side; the page puts them below one another where it is too narrow for that.
@@ -167,19 +182,32 @@ def heatmap(title: str, panels: Mapping[str, Sequence[Sequence[float]]], *, x: s
             aspect = max(aspect, len(values) / len(values[0]))
         data.append(
             {
-                "type": "heatmap", "name": name, "z": values,
-                "xaxis": f"x{axis}", "yaxis": f"y{axis}", "coloraxis": "coloraxis",
+                "type": "heatmap",
+                "name": name,
+                "z": values,
+                "xaxis": f"x{axis}",
+                "yaxis": f"y{axis}",
+                "coloraxis": "coloraxis",
             }
         )
         axes[f"xaxis{axis}"] = {"title": {"text": x}, "constrain": "domain", "showgrid": False}
         axes[f"yaxis{axis}"] = {
-            "title": {"text": y}, "scaleanchor": f"x{axis}", "constrain": "domain", "showgrid": False,
+            "title": {"text": y},
+            "scaleanchor": f"x{axis}",
+            "constrain": "domain",
+            "showgrid": False,
         }
         # Tied to the axes and not to the paper: the name stays above its map wherever that is put.
         annotations.append(
             {
-                "text": name, "showarrow": False, "xref": f"x{axis} domain", "yref": f"y{axis} domain",
-                "x": 0.5, "y": 1, "xanchor": "center", "yanchor": "bottom",
+                "text": name,
+                "showarrow": False,
+                "xref": f"x{axis} domain",
+                "yref": f"y{axis} domain",
+                "x": 0.5,
+                "y": 1,
+                "xanchor": "center",
+                "yanchor": "bottom",
             }
         )
     layout = {

@@ -5,8 +5,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 
+from headwater.entries import is_slug
 from headwater.errors import RunError, UsageError
-from headwater.run import safe_name
 
 __all__ = ["make"]
 
@@ -19,8 +19,10 @@ def make(name: str, where: Path) -> Path:
         RunError: the folder is there already or cannot be written.
     """
     slug = name.removeprefix("headwater-")
-    if safe_name(slug) != slug or not all(part.isalnum() and part.islower() for part in slug.split("-")):
-        raise UsageError(f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens")
+    if not is_slug(slug):
+        raise UsageError(
+            f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens"
+        )
     folder = where / f"headwater-{slug}"
     if folder.exists():
         raise RunError(f"{folder} exists; choose another name or -o")
