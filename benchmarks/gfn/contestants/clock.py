@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["REWARDS", "arguments", "grid_arguments", "measure"]
+__all__ = ["REWARDS", "Clock", "arguments", "grid_arguments", "measure"]
 
 REWARDS = {"standard": (1e-1, 0.5, 2.0), "hard": (1e-3, 0.5, 2.0)}
 """R0, R1, R2 of the HyperGrid reward families."""
@@ -43,23 +43,37 @@ def measure(options: argparse.Namespace, advance: Callable[[int], float], **fact
         advance: runs that many steps to their end and returns the mean trajectory length in them.
         facts: what else belongs into the line: name, versions.
     """
-    setup = time.process_time()
-    warm_wall = time.perf_counter()
-    advance(options.warmup)
-    warm_wall = time.perf_counter() - warm_wall
-    cpu, wall = time.process_time(), time.perf_counter()
+    clock = Clock(options.steps)
+    if options.warmup:
+        advance(options.warmup)
+    clock.start()
     length = advance(options.steps)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    line = {
-        **facts,
-        "python": sys.version.split()[0],
-        "steps": options.steps,
-        "cpu_seconds": cpu,
-        "wall_seconds": wall,
-        "steps_per_cpu_second": options.steps / cpu,
-        "steps_per_second": options.steps / wall,
-        "mean_length": length,
-        "setup_cpu_seconds": setup,
-        "warmup_seconds": warm_wall,
-    }
-    print(json.dumps(line), flush=True)
+    clock.stop(mean_length=length, **facts)
+
+
+class Clock:
+    """Set-up and warm-up until :meth:`start`, then the steps that count until :meth:`stop`."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.setup, self.warm = time.process_time(), time.perf_counter()
+
+    def start(self) -> None:
+        self.warm = time.perf_counter() - self.warm
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def stop(self, **facts: Any) -> None:
+        """Print the line."""
+        cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        line = {
+            **facts,
+            "python": sys.version.split()[0],
+            "steps": self.steps,
+            "cpu_seconds": cpu,
+            "wall_seconds": wall,
+            "steps_per_cpu_second": self.steps / cpu,
+            "steps_per_second": self.steps / wall,
+            "setup_cpu_seconds": self.setup,
+            "warmup_seconds": self.warm,
+        }
+        print(json.dumps(line), flush=True)
