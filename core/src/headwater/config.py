@@ -37,6 +37,9 @@ class FitConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu where there is one, else cpu")
     precision: Literal["32-true", "bf16-mixed", "64-true"] = Field("32-true", description="floating-point precision")
     compile: bool = Field(False, description="compile the modules with torch.compile")
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads of each process; as many as torch thinks best without"
+    )
     workers: NonNegativeInt = Field(0, description="processes that draw batches ahead (not for on-policy trainers)")
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
 

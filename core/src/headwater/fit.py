@@ -111,6 +111,9 @@ class Fit:
         self._elapsed_before = self._elapsed_so_far()
         with ExitStack() as stack:
             stack.enter_context(self._signals())
+            if config.threads is not None:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(config.threads)
             bar = stack.enter_context(Progress(last, self.step, shown=self.main, label=self.run.manifest.method))
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()

@@ -92,7 +92,7 @@ class Environment(Task):
 
     @abstractmethod
     def forward_mask(self, s: Tensor) -> Tensor:
-        """Which actions are allowed (B, n_actions), at least one, in the states ``s``, none of which is terminal."""
+        """Which actions are allowed (B, n_actions) in ``s``: at least one, and anything in a terminal state."""
 
     @abstractmethod
     def backward_mask(self, s: Tensor) -> Tensor:

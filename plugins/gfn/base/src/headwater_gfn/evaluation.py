@@ -10,6 +10,7 @@ from headwater_gfn.environment import Environment, log_policy
 from headwater_gfn.networks import Policy
 from headwater_gfn.objective import valid_transitions
 from headwater_gfn.rollout import Trajectories
+from headwater_gfn.table import TableEnvironment
 
 __all__ = ["Evaluation", "edge_flows", "evaluate"]
 
@@ -50,35 +51,41 @@ def evaluate(
         if trajectories.complete is not None:
             ended = ended & trajectories.complete
         seen = inside & ~ended
-    forward, backward, flow = policy(environment.observe(states[seen]))
-
+    rows = states[seen]
     place = torch.zeros(steps + 1, n, dtype=torch.int64, device=length.device)
-    place[seen] = torch.arange(len(flow), device=length.device)
+    if isinstance(environment, TableEnvironment):
+        rows, which = rows.unique(return_inverse=True)
+        place[seen] = which
+    else:
+        place[seen] = torch.arange(len(rows), device=length.device)
     if environment.stops:
         place[1:] = torch.where(ended[1:], place[:-1], place[1:])
-    log_flow = torch.where(inside, flow[place], 0.0)
 
-    s, a, child = states[:-1][valid], actions[valid], states[1:][valid]
-    log_pf = _log_forward(environment, forward[place[:-1][valid]], s, a)
+    forward, backward, flow = policy(environment.observe(rows))
+    log_flow = torch.where(inside, flow.index_select(0, place.flatten()).view(place.shape), 0.0)
 
-    # The last transition into a state made by STOP has one parent.
-    back = seen[1:] & valid
-    child = states[1:][back]
-    mask = environment.backward_mask(child)
+    before, a = place[:-1][valid], actions[valid]
+    log_p = log_policy(forward, environment.forward_mask(rows))
+    same = environment.same_child(rows[before], a)
+    if same is None:
+        log_pf = _pick(log_p, before, a)
+    else:
+        log_pf = torch.where(same, log_p[before], -math.inf).logsumexp(1)
+
+    back = seen[1:] & valid  # the last transition into a state made by STOP has one parent
+    after = place[1:][back]
+    mask = environment.backward_mask(rows)
     if learned_backward and backward is not None:
         b = environment.backward_action(states[:-1][back], actions[back])
-        found = log_policy(backward[place[1:][back]], mask).gather(1, b.unsqueeze(1)).squeeze(1)
+        log_pb = _pick(log_policy(backward, mask), after, b)
     else:
-        found = -mask.sum(1).to(flow.dtype).log()
-    return Evaluation(_spread(valid, log_pf), _spread(back, found), log_flow)
+        log_pb = -mask.sum(1).to(flow.dtype).log().index_select(0, after)
+    return Evaluation(_spread(valid, log_pf), _spread(back, log_pb), log_flow)
 
 
-def _log_forward(environment: Environment, logits: Tensor, s: Tensor, a: Tensor) -> Tensor:
-    log_p = log_policy(logits, environment.forward_mask(s))
-    same = environment.same_child(s, a)
-    if same is None:
-        return log_p.gather(1, a.unsqueeze(1)).squeeze(1)
-    return torch.where(same, log_p, -math.inf).logsumexp(1)
+def _pick(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The entries (M,) of ``table`` at rows and columns (M,)."""
+    return table.flatten().index_select(0, torch.add(column, row, alpha=table.shape[1]))
 
 
 def _spread(where: Tensor, values: Tensor) -> Tensor:

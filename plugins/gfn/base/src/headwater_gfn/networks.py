@@ -1,8 +1,10 @@
 """The policy network: one trunk, and one linear layer for the forward policy, the backward policy and the flow."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["MLPPolicy", "Policy"]
@@ -46,6 +48,7 @@ class MLPPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.n_actions, self.n_backward = n_actions, n_backward
+        self._activate = torch.relu_ if activation == "relu" else nn.functional.leaky_relu_
         widths = (n_features, *hidden)
         layers: list[nn.Module] = []
         for i, o in pairwise(widths):
@@ -56,6 +59,26 @@ class MLPPolicy(nn.Module):
     def forward_logits(self, observed: Tensor) -> Tensor:
         n = self.n_actions
         return nn.functional.linear(self.trunk(observed), self.head.weight[:n], self.head.bias[:n])
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """:meth:`forward_logits` without gradients, for many small batches: the weights are laid out for them once.
+
+        It is good as long as the weights do not change.
+        """
+        *inner, last = [
+            (layer.weight.detach().t().contiguous(), layer.bias.detach()) for layer in self._linear()
+        ]
+        head, bias = last[0][:, : self.n_actions].contiguous(), last[1][: self.n_actions]
+
+        def forward_logits(observed: Tensor) -> Tensor:
+            for weight, b in inner:
+                observed = self._activate(torch.addmm(b, observed, weight))
+            return torch.addmm(bias, observed, head)
+
+        return forward_logits
+
+    def _linear(self) -> list[nn.Linear]:
+        return [layer for layer in (*self.trunk, self.head) if isinstance(layer, nn.Linear)]
 
     def forward(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         out = self.head(self.trunk(observed))

@@ -31,4 +31,11 @@ def headwater_tasks() -> list[TaskEntry]:
             task="headwater_gfn.tasks.bits:BitSequence",
             config="headwater_gfn.tasks.bits:BitSequenceConfig",
         ),
+        TaskEntry(
+            name="fragments",
+            kind=KIND,
+            summary="Molecules built from fragments, rewarded by QED, SA, logP, the sEH proxy, or your own scorer",
+            task="headwater_gfn.tasks.fragments:Fragments",
+            config="headwater_gfn.tasks.fragments:FragmentsConfig",
+        ),
     ]

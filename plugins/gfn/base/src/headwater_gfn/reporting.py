@@ -45,13 +45,13 @@ def landscape_panels(environment: Any, policies: dict[str, Any]) -> list[Panel]:
         for name, p in {"target": target, **learned}.items()
     }
     summed = "" if d <= 2 else f", summed over the other {d - 2} coordinates"
-    return [
-        heatmap(
-            "Probability of each cell", maps, x="coordinate 2", y="coordinate 1",
-            caption=f"Target: reward over its exact sum. Learned: the policy's exact probability{summed}.",
-        ),
-        ranking(target, learned),
-    ]  # fmt: skip
+    picture = heatmap(
+        "Probability of each cell", maps, x="coordinate 2", y="coordinate 1",
+        caption=f"Target: reward over its exact sum. Learned: the policy's exact probability{summed}.",
+    )  # fmt: skip
+    # On the target's scale: one cell that is far too probable would darken all others.
+    picture.figure["layout"]["coloraxis"].update(cmin=0.0, cmax=max(map(max, maps["target"])))
+    return [picture, ranking(target, learned)]
 
 
 def ranking_panels(environment: Environment, policies: dict[str, Any]) -> list[Panel]:

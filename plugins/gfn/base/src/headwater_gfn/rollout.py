@@ -1,14 +1,14 @@
 """Trajectories: sampled forward by a policy, or backward from given objects, for a whole batch at once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from headwater_gfn.environment import MASKED, Environment
-from headwater_gfn.networks import Policy
+from headwater_gfn.networks import MLPPolicy, Policy
 from headwater_gfn.table import TableEnvironment
 
 __all__ = ["Behaviour", "Trajectories", "roll_back", "roll_out"]
@@ -76,12 +76,29 @@ class Trajectories:
         return Trajectories(states, self.actions[:longest], length, complete)
 
 
+CHUNK = 16
+"""Steps whose randomness is drawn at once."""
+
+MANY = 64
+"""Rows from which on it pays to evaluate equal states once."""
+
+
+WIDE = 256
+"""Actions from which on one uniform number a row is cheaper than noise for every action."""
+
+
 def _noise(steps: int, n: int, n_actions: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Standard Gumbel noise (n, n_actions) for each step: the argmax of logits plus noise is a sample."""
-    chunk = max(1, min(16, steps, 2**22 // max(n * n_actions, 1)))
+    """Randomness for :func:`_choose`, step by step.
+
+    Standard Gumbel noise (n, n_actions): the argmax of logits plus noise is a sample. With very many actions uniform
+    numbers (n, 1) instead, to look up in the distribution function.
+    """
+    while n_actions > WIDE:
+        yield from torch.rand(CHUNK, n, 1, device=generator.device, generator=generator)
+    chunk = max(1, min(CHUNK, steps, 2**22 // max(n * n_actions, 1)))
     while True:
-        drawn = torch.empty(chunk, n, n_actions, device=generator.device).exponential_(generator=generator)
-        yield from drawn.log_().neg_()
+        drawn = torch.rand(chunk, n, n_actions, device=generator.device, generator=generator)
+        yield from drawn.log_().neg_().log_().neg_()
 
 
 def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterator[Tensor | None]:
@@ -90,8 +107,8 @@ def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterat
     while rows == 0 or (behaviour.epsilon <= 0 and behaviour.temperature == 1):
         yield None
     while True:
-        factor = torch.ones(16, n, 1, device=generator.device)
-        kept = torch.rand(16, rows, 1, device=generator.device, generator=generator) >= behaviour.epsilon
+        factor = torch.ones(CHUNK, n, 1, device=generator.device)
+        kept = torch.rand(CHUNK, rows, 1, device=generator.device, generator=generator) >= behaviour.epsilon
         factor[:, :rows] = kept / behaviour.temperature
         yield from factor
 
@@ -117,7 +134,15 @@ def roll_out(
 def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None) -> Tensor:
     if factor is not None:
         logits = logits * factor
-    return (logits + forbid + noise).argmax(1)
+    if noise.shape[1] == forbid.shape[1]:
+        return (forbid + noise).add_(logits).argmax(1)
+    below = (logits + forbid).softmax(1).cumsum(1)
+    # Just under 1: what is looked up must lie under the last value, after rounding too.
+    return torch.searchsorted(below, noise.clamp_max(1 - 2**-22) * below[:, -1:], right=True).squeeze(1)
+
+
+def _logits_of(policy: Policy) -> Callable[[Tensor], Tensor]:
+    return policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
 
 
 def _walk(
@@ -129,13 +154,14 @@ def _walk(
     actions = []
     length = torch.full((n,), steps, device=device)
     noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    logits_of = _logits_of(policy)
     live = None  # the rows that go on; None for all
     for t in range(steps):
         forbid = torch.where(environment.forward_mask(s), 0.0, -math.inf)
         gumbel, factor = next(noise), next(factors)
         if live is not None:
             gumbel, factor = gumbel[live], factor if factor is None else factor[live]
-        a = _choose(policy.forward_logits(environment.observe(s)), forbid, gumbel, factor)
+        a = _choose(logits_of(environment.observe(s)), forbid, gumbel, factor)
         s = environment.step(s, a)
         if live is None:
             states.append(s)
@@ -163,13 +189,18 @@ def _walk_table(
     states = torch.zeros(steps + 1, n, dtype=torch.int64, device=device)
     actions = torch.zeros(steps, n, dtype=torch.int64, device=device)
     noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    logits_of = _logits_of(policy)
     live = None
     t = 0
     while t < steps:
         gumbel, factor = next(noise), next(factors)
         if live is not None:
             gumbel, factor = gumbel[live], factor if factor is None else factor[live]
-        logits = policy.forward_logits(environment.observe(s))
+        if len(s) < MANY:
+            logits = logits_of(environment.observe(s))
+        else:
+            different, which = s.unique(return_inverse=True)
+            logits = logits_of(environment.observe(different)).index_select(0, which)
         a = _choose(logits, environment.penalty(s), gumbel, factor)
         s = environment.step(s, a)
         t += 1

@@ -86,13 +86,14 @@ class TableEnvironment(Environment):
         rows, actions = mask.nonzero(as_tuple=True)
         child = torch.full((self.n_inner, self.n_actions), -1)
         child[rows, actions] = self.index(self.of.step(inner[rows], actions))
-        self.child, self._forward_mask = child, mask
-        # What terminal rows look up must exist, though nothing comes of it.
+        self.child = child
+        terminal = torch.ones(len(self.states) - self.n_inner, self.n_actions, dtype=torch.bool)
+        self._forward_mask = torch.cat([mask, terminal])
+        # What a forbidden action or a terminal state looks up must exist: both stay where they are.
         self._penalty = torch.zeros(len(self.states), self.n_actions)
         self._penalty[: self.n_inner][~mask] = -torch.inf
-        self._next = torch.cat(
-            [child, torch.arange(self.n_inner, len(self.states)).unsqueeze(1).expand(-1, self.n_actions)]
-        )
+        self._next = torch.arange(len(self.states)).unsqueeze(1).repeat(1, self.n_actions)
+        self._next[: self.n_inner][mask] = child[mask]
 
         self.stopped = torch.full((len(self.states),), -1)
         made_by_stop = torch.zeros(len(self.states), dtype=torch.bool)
@@ -131,7 +132,7 @@ class TableEnvironment(Environment):
         return torch.zeros(n, dtype=torch.int64, device=device)
 
     def step(self, s: Tensor, a: Tensor) -> Tensor:
-        return self._next.view(-1)[s * self.n_actions + a]
+        return self._next.view(-1).index_select(0, torch.add(a, s, alpha=self.n_actions))
 
     def undo(self, s: Tensor, b: Tensor) -> Tensor:
         return self.parent.view(-1)[s * self.n_backward + b]
@@ -140,14 +141,14 @@ class TableEnvironment(Environment):
         return self.stopped[s]
 
     def forward_mask(self, s: Tensor) -> Tensor:
-        return self._forward_mask[s]
+        return self._forward_mask.index_select(0, s)
 
     def penalty(self, s: Tensor) -> Tensor:
         """What to add to logits (B, n_actions): minus infinity for a forbidden action in an inner state."""
-        return self._penalty[s]
+        return self._penalty.index_select(0, s)
 
     def backward_mask(self, s: Tensor) -> Tensor:
-        return self._backward_mask[s]
+        return self._backward_mask.index_select(0, s)
 
     def backward_action(self, s: Tensor, a: Tensor) -> Tensor:
         return self.of.backward_action(self.states[s], a)
@@ -164,7 +165,7 @@ class TableEnvironment(Environment):
     def observe(self, s: Tensor) -> Tensor:
         if self._features is None:
             self._features = self.of.observe(self.states)
-        return self._features[s]
+        return self._features.index_select(0, s)
 
     def log_reward(self, x: Tensor) -> Tensor:
         return self.log_rewards[x - self.n_inner]

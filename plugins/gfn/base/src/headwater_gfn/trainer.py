@@ -92,7 +92,8 @@ class GFlowNetTrainer(Trainer):
         log_reward = environment.log_reward(x)
         keys = environment.key(x)
         kept = slice(n, None) if extra else slice(None)
-        self.archive.add(x[kept], log_reward[kept], keys[kept], environment.modes(x[kept]))
+        modes = environment.modes(x[kept]) if environment.n_modes is not None else None
+        self.archive.add(x[kept], log_reward[kept], keys[kept], modes)
         if extra:
             trajectories, x, log_reward, keys = trajectories.rows(n), x[:n], log_reward[:n], keys[:n]
         if self.replay is not None:

@@ -28,7 +28,8 @@ def headwater_methods() -> list[MethodEntry]:
                     summary="FL-DB or FL-SubTB, or one of the baselines DB, SubTB, TB, FM (trainer.objective)",
                     trainer="headwater_gfn_fl.trainer:FLTrainer",
                     config="headwater_gfn_fl.config:FLConfig",
-                    defaults={"fit": {"max_steps": 2000, "validate_every": 200}},
+                    # The networks are small: more threads would wait for one another.
+                    defaults={"fit": {"max_steps": 2000, "validate_every": 200, "threads": 1}},
                 ),
             ),
             samplers=(
