@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ __all__ = [
     "ROOT",
     "Contestant",
     "interleave",
+    "last_core",
     "machine",
     "make_environment",
+    "pin_to",
     "ratios",
     "run",
     "table",
@@ -49,6 +51,21 @@ class Contestant:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def last_core() -> int | None:
+    """The last of the cores that this process may use; ``None`` where the system cannot say."""
+    return max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def pin_to(core: int | None) -> Callable[[], None]:
+    """What a child does first: stay on one core."""
+
+    def pin() -> None:
+        if core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {core})
+
+    return pin
+
+
 def make_environment(name: str, requirements: Sequence[str], constraints: Path | None = None) -> str:
     """The interpreter of a virtual environment under ``build/benchmarks``, made where there is none yet."""
     folder = ROOT / "build" / "benchmarks" / name
@@ -70,16 +87,11 @@ def run(contestant: Contestant, arguments: Sequence[str], core: int | None) -> d
     Raises:
         SystemExit: it failed; its last words are in the text.
     """
-
-    def pin() -> None:
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {core})
-
     command = [contestant.python, str(contestant.script), *contestant.arguments, *arguments]
     environment = {**os.environ, **ONE_THREAD, **contestant.environment}
     began = time.perf_counter()
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, preexec_fn=pin
+        command, env=environment, capture_output=True, text=True, check=False, preexec_fn=pin_to(core)
     )
     seconds = time.perf_counter() - began
     if done.returncode != 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, ONE_THREAD, write_results
+from harness import HERE, ONE_THREAD, last_core, pin_to, write_results
 
 LIGHT = "import click, pluggy, pydantic, importlib_metadata"
 PLUGIN = '''"""A made plugin."""
@@ -31,12 +31,8 @@ def headwater_tasks():
 '''
 
 
-def child(command: list[str], core: int, **environment: str) -> tuple[float, str]:
+def child(command: list[str], core: int | None, **environment: str) -> tuple[float, str]:
     """CPU seconds of a process, its start included, and what it printed."""
-
-    def pin() -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {core})
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -45,7 +41,7 @@ def child(command: list[str], core: int, **environment: str) -> tuple[float, str
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=pin,
+        preexec_fn=pin_to(core),
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode != 0:
@@ -53,7 +49,7 @@ def child(command: list[str], core: int, **environment: str) -> tuple[float, str
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
-def listing(python: str, core: int, repeats: int) -> list[dict[str, Any]]:
+def listing(python: str, core: int | None, repeats: int) -> list[dict[str, Any]]:
     """`headwater list` and the bare imports, in turn."""
     commands = {"list": ["-m", "headwater", "list"], "imports": ["-c", LIGHT]}
     measured = []
@@ -77,7 +73,7 @@ def make_plugins(folder: Path, count: int) -> None:
         (info / "entry_points.txt").write_text(f"[headwater]\nmade-{i} = made_plugin_{i}\n", encoding="utf-8")
 
 
-def discovery(python: str, core: int, repeats: int, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def discovery(python: str, core: int | None, repeats: int, counts: tuple[int, ...]) -> list[dict[str, Any]]:
     """Discovery of plugins, imports of their modules, and imports with their hooks called, in turn."""
     measured = []
     with tempfile.TemporaryDirectory() as base:
@@ -98,7 +94,7 @@ def discovery(python: str, core: int, repeats: int, counts: tuple[int, ...]) -> 
     return measured
 
 
-def overhead(python: str, core: int, quick: bool) -> list[dict[str, Any]]:
+def overhead(python: str, core: int | None, quick: bool) -> list[dict[str, Any]]:
     """What `fit` adds to the step of a trivial trainer."""
     words = ["--few", "50", "--many", "150", "--rounds", "1"] if quick else []
     _, out = child([python, str(HERE / "core" / "overhead.py"), *words], core)
@@ -135,9 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--python", default=sys.executable, help="interpreter that has headwater and its plugins"
     )
-    parser.add_argument(
-        "--core", type=int, default=(os.cpu_count() or 1) - 1, help="the core that all run on"
-    )
+    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--parts", nargs="+", choices=("list", "discovery", "fit"), default=["list", "discovery", "fit"]

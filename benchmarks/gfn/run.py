@@ -1,13 +1,12 @@
 """Speed of HyperGrid training and sampling: headwater beside torchgfn and gfnx. See ../README.md."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, ROOT, Contestant, interleave, make_environment, table, write_results
+from harness import HERE, ROOT, Contestant, interleave, last_core, make_environment, table, write_results
 
 SCRIPTS = HERE / "gfn" / "contestants"
 PEERS = {
@@ -37,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--torchgfn", metavar="PYTHON", help="interpreter that has torchgfn; 'none' leaves it out"
     )
     parser.add_argument("--gfnx", metavar="PYTHON", help="interpreter that has gfnx; 'none' leaves it out")
-    parser.add_argument(
-        "--core", type=int, default=(os.cpu_count() or 1) - 1, help="the core that all run on"
-    )
+    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
 
 

@@ -1,13 +1,12 @@
 """Speed of set generation: headwater beside the published training loop. See ../README.md."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, Contestant, interleave, run, table, write_results
+from harness import HERE, Contestant, interleave, last_core, run, table, write_results
 
 SCRIPTS = HERE / "gfn" / "contestants"
 SIZES = {"small": (60, 1.0), "medium": (20, 0.5)}
@@ -23,9 +22,7 @@ def main() -> None:
         "--official", metavar="DIR", help="a checkout of the authors' repository, which is run too"
     )
     parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater-gfn-fl")
-    parser.add_argument(
-        "--core", type=int, default=(os.cpu_count() or 1) - 1, help="the core that all run on"
-    )
+    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
     options = parser.parse_args()
