@@ -3,9 +3,9 @@
     python benchmarks/gfn/evidence.py [--energies set_energies.json] [--seeds 5]
 
 Three tasks of the paper's set generation: ``tiny`` (12 items, sets of 6) can be gone through exactly, ``small`` (30
-items, 20) and ``medium`` (80, 60) have its sizes. The energies are those of the official code where ``--energies`` names
-its constants, else the task's own drawn ones. All else is the published protocol: 16 training trajectories of the
-behaviour policy and 16 of the policy itself a step, Adam at 1e-3, the exploration of the paper's grid search.
+items, 20) and ``medium`` (80, 60) have its sizes. The energies are those of the official code where ``--energies``
+names its constants, else the task's own drawn ones. All else is the published protocol: 16 training trajectories of
+the behaviour policy and 16 of the policy itself a step, Adam at 1e-3, the exploration of the paper's grid search.
 
 Writes ``results/gfn-fl-evidence.json`` and the figure of the plugin's README beside this folder, and prints the tables.
 """
