@@ -8,7 +8,6 @@ from torch import Tensor
 
 from headwater_gfn.environment import Environment, log_policy
 from headwater_gfn.networks import Policy
-from headwater_gfn.objective import valid_transitions
 from headwater_gfn.rollout import Trajectories
 from headwater_gfn.table import TableEnvironment
 
@@ -40,17 +39,12 @@ def evaluate(
     """
     states, actions, length = trajectories.states, trajectories.actions, trajectories.length
     steps, n = actions.shape
-    valid = valid_transitions(length, steps)
-    inside = torch.cat(
-        [torch.ones_like(valid[:1]), valid]
-    )  # the states of each trajectory, its last included
+    step = torch.arange(steps + 1, device=length.device).unsqueeze(1)
+    inside = step <= length  # the states of each trajectory, its last included
+    valid = inside[1:]
     seen = inside
-    if environment.stops:
-        ended = torch.zeros_like(inside)
-        ended[length, torch.arange(n, device=length.device)] = True
-        if trajectories.complete is not None:
-            ended = ended & trajectories.complete
-        seen = inside & ~ended
+    if environment.stops:  # a state made by STOP is not looked at
+        seen = step < (length if trajectories.complete is None else length + ~trajectories.complete)
     rows = states[seen]
     place = torch.zeros(steps + 1, n, dtype=torch.int64, device=length.device)
     if isinstance(environment, TableEnvironment):
@@ -59,7 +53,7 @@ def evaluate(
     else:
         place[seen] = torch.arange(len(rows), device=length.device)
     if environment.stops:
-        place[1:] = torch.where(ended[1:], place[:-1], place[1:])
+        place[1:] = torch.where(seen[1:], place[1:], place[:-1])
 
     forward, backward, flow = policy(environment.observe(rows))
     log_flow = torch.where(inside, flow.index_select(0, place.flatten()).view(place.shape), 0.0)

@@ -1,7 +1,7 @@
 """Trajectories: sampled forward by a policy, or backward from given objects, for a whole batch at once."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -141,10 +141,6 @@ def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None
     return torch.searchsorted(below, noise.clamp_max(1 - 2**-22) * below[:, -1:], right=True).squeeze(1)
 
 
-def _logits_of(policy: Policy) -> Callable[[Tensor], Tensor]:
-    return policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
-
-
 def _walk(
     environment: Environment, policy: Policy, n: int, generator: torch.Generator, behaviour: Behaviour
 ) -> Trajectories:
@@ -154,7 +150,7 @@ def _walk(
     actions = []
     length = torch.full((n,), steps, device=device)
     noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
-    logits_of = _logits_of(policy)
+    logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
     live = None  # the rows that go on; None for all
     for t in range(steps):
         forbid = torch.where(environment.forward_mask(s), 0.0, -math.inf)
@@ -188,7 +184,7 @@ def _walk_table(
     s = environment.start(n, device)
     states, actions = [s], []
     noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
-    logits_of = _logits_of(policy)
+    logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
     live, rows = None, n
     for t in range(1, steps + 1):
         gumbel, factor = next(noise), next(factors)
@@ -208,13 +204,12 @@ def _walk_table(
             states.append(states[-1].index_copy(0, live, s))
             actions.append(actions[-1].index_copy(0, live, a))
         if environment.stops and t % 2 == 0:
-            going = s < environment.n_inner
-            left = int(going.sum())
-            if left == 0:
+            if int(s.min()) >= environment.n_inner:
                 break
-            if left <= 0.7 * rows and rows >= MANY // 2:
-                kept = going.nonzero().squeeze(1)
-                live, s, rows = kept if live is None else live[kept], s[kept], left
+            if rows >= MANY // 2:
+                kept = (s < environment.n_inner).nonzero().squeeze(1)
+                if len(kept) <= 0.7 * rows:
+                    live, s, rows = kept if live is None else live[kept], s[kept], len(kept)
     walked = torch.stack(states)
     length = (walked < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
     longest = int(length.max())

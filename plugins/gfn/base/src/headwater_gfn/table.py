@@ -94,6 +94,7 @@ class TableEnvironment(Environment):
         self._penalty[: self.n_inner][~mask] = -torch.inf
         self._next = torch.arange(len(self.states)).unsqueeze(1).repeat(1, self.n_actions)
         self._next[: self.n_inner][mask] = child[mask]
+        self._next = self._next.flatten()
 
         self.stopped = torch.full((len(self.states),), -1)
         made_by_stop = torch.zeros(len(self.states), dtype=torch.bool)
@@ -132,7 +133,7 @@ class TableEnvironment(Environment):
         return torch.zeros(n, dtype=torch.int64, device=device)
 
     def step(self, s: Tensor, a: Tensor) -> Tensor:
-        return self._next.view(-1).index_select(0, torch.add(a, s, alpha=self.n_actions))
+        return self._next.index_select(0, torch.add(a, s, alpha=self.n_actions))
 
     def undo(self, s: Tensor, b: Tensor) -> Tensor:
         return self.parent.view(-1)[s * self.n_backward + b]
@@ -151,12 +152,16 @@ class TableEnvironment(Environment):
         return self._backward_mask.index_select(0, s)
 
     def backward_action(self, s: Tensor, a: Tensor) -> Tensor:
+        if type(self.of).backward_action is Environment.backward_action:
+            return a
         return self.of.backward_action(self.states[s], a)
 
     def forward_action(self, s: Tensor, b: Tensor) -> Tensor:
         return self.of.forward_action(self.states[s], b)
 
     def same_child(self, s: Tensor, a: Tensor) -> Tensor | None:
+        if type(self.of).same_child is Environment.same_child:
+            return None
         return self.of.same_child(self.states[s], a)
 
     def terminal(self, s: Tensor) -> Tensor:
