@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,8 +128,13 @@ def roll_out(
     Gumbel noise; trajectories that ended cost nothing more.
     """
     behaviour = behaviour or Behaviour()
-    walk = _walk_table if isinstance(environment, TableEnvironment) else _walk
-    return walk(environment, policy, n, generator, behaviour)  # type: ignore[arg-type]
+    if (
+        isinstance(environment, TableEnvironment)
+        and generator.device.type == "cpu"
+        and environment.n_actions <= WIDE
+    ):
+        return _walk_table(environment, policy, n, generator, behaviour)
+    return _walk(environment, policy, n, generator, behaviour)
 
 
 def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None) -> Tensor:
@@ -179,41 +185,40 @@ def _walk(
 def _walk_table(
     environment: TableEnvironment, policy: Policy, n: int, generator: torch.Generator, behaviour: Behaviour
 ) -> Trajectories:
-    """As :func:`_walk`, on numbered states: terminal ones stay where they are, so rows leave only now and then."""
-    device, steps = generator.device, environment.max_len
-    s = environment.start(n, device)
-    states, actions = [s], []
-    noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    """As :func:`_walk`, on numbered states and a CPU.
+
+    The products are torch's and all else is NumPy's, on the same memory: at a few rows a call of torch costs three
+    times as much as one of NumPy, and there is little else to pay for.
+    """
     logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
-    live, rows = None, n
-    for t in range(1, steps + 1):
+    successor, forbid = environment.successor.numpy(), environment.penalties.numpy()
+    inner, n_actions, most = environment.n_inner, environment.n_actions, environment.max_len
+    states, actions = np.zeros((most + 1, n), dtype=np.int64), np.zeros((most, n), dtype=np.int64)
+    noise, factors = _noise(most, n, n_actions, generator), _factors(behaviour, n, generator)
+    s, live, t = states[0], np.arange(n), 0
+    while len(s):
+        if len(s) < MANY:
+            logits = logits_of(environment.observe(torch.from_numpy(s))).numpy()
+        else:
+            different, which = np.unique(s, return_inverse=True)
+            logits = logits_of(environment.observe(torch.from_numpy(different))).numpy()[which]
         gumbel, factor = next(noise), next(factors)
-        if live is not None:
-            gumbel, factor = gumbel[live], factor if factor is None else factor[live]
-        if rows < MANY:
-            logits = logits_of(environment.observe(s))
-        else:
-            different, which = s.unique(return_inverse=True)
-            logits = logits_of(environment.observe(different)).index_select(0, which)
-        a = _choose(logits, environment.penalty(s), gumbel, factor)
-        s = environment.step(s, a)
-        if live is None:
-            states.append(s)
-            actions.append(a)
-        else:
-            states.append(states[-1].index_copy(0, live, s))
-            actions.append(actions[-1].index_copy(0, live, a))
-        if environment.stops and t % 2 == 0:
-            if int(s.min()) >= environment.n_inner:
-                break
-            if rows >= MANY // 2:
-                kept = (s < environment.n_inner).nonzero().squeeze(1)
-                if len(kept) <= 0.7 * rows:
-                    live, s, rows = kept if live is None else live[kept], s[kept], len(kept)
-    walked = torch.stack(states)
-    length = (walked < environment.n_inner).sum(0).clamp_max(t)  # more only where the network gave NaN
-    longest = int(length.max())
-    return Trajectories(walked[: longest + 1], torch.stack(actions[:longest]), length)
+        if factor is not None:
+            logits = logits * factor.numpy()[live]
+        logits = logits + forbid[s]
+        logits += gumbel.numpy()[: len(s)]
+        a = logits.argmax(1)
+        s = successor[s * n_actions + a]
+        states[t + 1, live], actions[t, live] = s, a
+        t += 1
+        if t == most:
+            break
+        going = s < inner
+        if not going.all():
+            s, live = s[going], live[going]
+    walked = torch.from_numpy(np.maximum.accumulate(states[: t + 1]))  # numbers grow along a trajectory
+    length = (walked < inner).sum(0).clamp_max(t)  # more only where the network gave NaN
+    return Trajectories(walked, torch.from_numpy(actions[:t]), length)
 
 
 @torch.no_grad()

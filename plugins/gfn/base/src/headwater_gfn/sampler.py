@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from headwater import Sampler
 
-from headwater_gfn.environment import Environment, Samples
+from headwater_gfn.environment import Samples
 from headwater_gfn.rollout import Behaviour, roll_out
+from headwater_gfn.table import TableEnvironment, tabulate
 
 __all__ = ["GFlowNetSampler"]
 
@@ -14,9 +15,14 @@ __all__ = ["GFlowNetSampler"]
 class GFlowNetSampler(Sampler):
     """Samples terminal states by the forward policy, so that P(x) is proportional to R(x) as far as it was learned."""
 
+    def setup(self) -> None:
+        self.environment = tabulate(self.task, device=self.place.device)
+
     def block(self, k: int, generator: torch.Generator, condition: Any) -> Samples:
-        environment: Environment = self.task
         behaviour = Behaviour(temperature=self.config.temperature)
         policy: Any = self.modules["policy"]
-        x = roll_out(environment, policy, self.block_size, generator, behaviour).last
-        return Samples(x.cpu(), environment.log_reward(x).cpu())
+        x = roll_out(self.environment, policy, self.block_size, generator, behaviour).last
+        log_reward = self.environment.log_reward(x)
+        if isinstance(self.environment, TableEnvironment):
+            x = self.environment.states[x]
+        return Samples(x.cpu(), log_reward.cpu())

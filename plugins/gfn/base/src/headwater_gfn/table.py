@@ -27,7 +27,9 @@ class TableEnvironment(Environment):
     States are numbered by depth, those that are terminal after all others. ``states`` (N, \\*state_shape) lists them,
     the first ``n_inner`` are not terminal, and the states of depth l are ``layers[l]`` to ``layers[l + 1]``.
     ``child`` (n_inner, n_actions) and ``parent`` (N, n_backward) hold numbers, -1 where the action is not allowed;
-    a terminal state that STOP made has its parent in ``stopped`` instead.
+    a terminal state that STOP made has its parent in ``stopped`` instead. ``successor`` (N n_actions,) is ``child`` for
+    look-ups: a forbidden action and a terminal state stay where they are. ``penalties`` (N, n_actions) are minus
+    infinity for forbidden actions, else zero.
     """
 
     def __init__(self, of: Environment, limit: int = LIMIT) -> None:
@@ -89,12 +91,11 @@ class TableEnvironment(Environment):
         self.child = child
         terminal = torch.ones(len(self.states) - self.n_inner, self.n_actions, dtype=torch.bool)
         self._forward_mask = torch.cat([mask, terminal])
-        # What a forbidden action or a terminal state looks up must exist: both stay where they are.
-        self._penalty = torch.zeros(len(self.states), self.n_actions)
-        self._penalty[: self.n_inner][~mask] = -torch.inf
-        self._next = torch.arange(len(self.states)).unsqueeze(1).repeat(1, self.n_actions)
-        self._next[: self.n_inner][mask] = child[mask]
-        self._next = self._next.flatten()
+        self.penalties = torch.zeros(len(self.states), self.n_actions)
+        self.penalties[: self.n_inner][~mask] = -torch.inf
+        self.successor = torch.arange(len(self.states)).unsqueeze(1).repeat(1, self.n_actions)
+        self.successor[: self.n_inner][mask] = child[mask]
+        self.successor = self.successor.flatten()
 
         self.stopped = torch.full((len(self.states),), -1)
         made_by_stop = torch.zeros(len(self.states), dtype=torch.bool)
@@ -133,7 +134,7 @@ class TableEnvironment(Environment):
         return torch.zeros(n, dtype=torch.int64, device=device)
 
     def step(self, s: Tensor, a: Tensor) -> Tensor:
-        return self._next.index_select(0, torch.add(a, s, alpha=self.n_actions))
+        return self.successor.index_select(0, torch.add(a, s, alpha=self.n_actions))
 
     def undo(self, s: Tensor, b: Tensor) -> Tensor:
         return self.parent.view(-1)[s * self.n_backward + b]
@@ -143,10 +144,6 @@ class TableEnvironment(Environment):
 
     def forward_mask(self, s: Tensor) -> Tensor:
         return self._forward_mask.index_select(0, s)
-
-    def penalty(self, s: Tensor) -> Tensor:
-        """What to add to logits (B, n_actions): minus infinity for a forbidden action in an inner state."""
-        return self._penalty.index_select(0, s)
 
     def backward_mask(self, s: Tensor) -> Tensor:
         return self._backward_mask.index_select(0, s)
