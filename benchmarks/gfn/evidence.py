@@ -188,7 +188,7 @@ def main() -> None:
     table(runs, "tiny", "log_z_error", (500, 1000, 2000))
     table(runs, "tiny, cosine", "l1", (8000,))
     for task in ("small", "medium"):
-        for name in ("top_100_reward", "different", "log_z_error", "mean_log_reward"):
+        for name in ("top_100_reward", "near_best", "log_z_error", "mean_log_reward"):
             table(runs, task, name, MARKS if task == "small" else MARKS[:-1])
     figure(runs, options.figure)
 

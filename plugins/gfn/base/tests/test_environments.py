@@ -144,6 +144,13 @@ def test_log_z_of_sets_equals_brute_force():
     assert TableEnvironment(environment).log_partition() == pytest.approx(brute, abs=1e-6)
 
 
+def test_the_highest_reward_of_sets_is_that_of_the_lowest_energies():
+    environment = SetGeneration(SetGenerationConfig(n_items=9, set_size=4, energy_seed=3))
+    assert environment.highest_log_reward() == pytest.approx(
+        TableEnvironment(environment).highest_log_reward()
+    )
+
+
 def test_elementary_symmetric_polynomials_of_known_weights():
     found = log_elementary_symmetric(torch.tensor([1.0, 2.0, 3.0]).log(), 3).exp()
     torch.testing.assert_close(found, torch.tensor([1.0, 6.0, 11.0, 6.0], dtype=torch.float64))

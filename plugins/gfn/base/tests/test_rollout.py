@@ -7,7 +7,7 @@ from headwater_gfn.environment import log_policy
 from headwater_gfn.exact import learned_distribution
 from headwater_gfn.networks import MLPPolicy
 from headwater_gfn.replay import Replay
-from headwater_gfn.rollout import Behaviour, roll_out
+from headwater_gfn.rollout import Behaviour, roll_back, roll_out
 from headwater_gfn.table import TableEnvironment
 from oracle import TablePolicy, numbered
 
@@ -87,6 +87,30 @@ def test_exploration_is_uniform_over_the_allowed_actions(table, generator, epsil
     assert chi_squared(counts, expected * 20_000) > 1e-3
 
 
+def test_very_many_actions_are_sampled_by_their_distribution_too(table, generator, monkeypatch):
+    monkeypatch.setattr("headwater_gfn.rollout.WIDE", 1)
+    logits = torch.randn(table.child.shape, generator=generator, dtype=torch.float64)
+    policy = TablePolicy(logits, torch.zeros(table.parent.shape), torch.zeros(len(table.states)))
+    expected = learned_distribution(table, log_policy(logits, table.child >= 0))
+    x = roll_out(numbered(table), policy, 20_000, generator).last
+    counts = torch.bincount(x - table.n_inner, minlength=len(expected)).double()
+    assert chi_squared(counts, expected * 20_000) > 1e-3
+    walks = roll_back(table, None, x[:500], generator)
+    assert torch.equal(walks.last, x[:500])
+    assert (walks.states[0] == 0).all()
+
+
+def test_walks_drawn_backward_follow_a_uniform_policy(table, generator):
+    x = torch.full((20_000,), len(table.states) - 1)
+    walks = roll_back(table, None, x, generator)
+    before = walks.states[walks.length - 1 - int(table.stops), torch.arange(len(x))]
+    last = table.unstop(x[:1]) if table.stops else x[:1]
+    parents = table.parent[last][0]
+    parents = parents[parents >= 0]
+    counts = torch.stack([(before == p).sum() for p in parents]).double()
+    assert chi_squared(counts, torch.full((len(parents),), 20_000 / len(parents), dtype=torch.float64)) > 1e-3
+
+
 def test_a_network_of_nan_does_not_crash_the_rollout(environment, policy, generator):
     with torch.no_grad():
         policy.head.weight.fill_(math.nan)
@@ -128,7 +152,7 @@ def test_the_archive_keeps_the_best_different_objects(generator):
         archive.add(x, x.float() / 50, x)
     assert archive.x.tolist() == [99, 98, 97]
     assert (archive.different, archive.modes) == (100, 4)
-    assert archive.mean_reward() == pytest.approx(sum(math.exp(v / 50) for v in (97, 98, 99)) / 3, rel=1e-5)
+    assert archive.log_reward.tolist() == pytest.approx([99 / 50, 98 / 50, 97 / 50])
     again = Archive(3, 4)
     again.load_state_dict(archive.state_dict())
     assert (again.different, again.x.tolist()) == (100, [99, 98, 97])

@@ -26,7 +26,7 @@ class Archive:
 
     def __init__(
         self,
-        k: int = 100,
+        k: int = 1000,
         n_modes: int | None = None,
         modes_of: Callable[[Tensor], Tensor | None] | None = None,
     ) -> None:
@@ -90,10 +90,11 @@ class Archive:
         self._take_in()
         return None if self._best is None else self._best[0]
 
-    def mean_reward(self) -> float:
-        """Mean R of the objects kept, 0 where there are none."""
+    @property
+    def log_reward(self) -> Tensor:
+        """log R of the best objects, descending."""
         self._take_in()
-        return 0.0 if self._best is None else float(self._best[1].double().exp().mean())
+        return torch.zeros(0) if self._best is None else self._best[1]
 
     def state_dict(self) -> dict[str, Any]:
         self._take_in()

@@ -40,7 +40,7 @@ class GFlowNetConfig(Config):
         0,
         description="trajectories of the policy itself drawn for the archive alone; 0 archives the training batch",
     )
-    archive_size: PositiveInt = Field(100, description="best different objects kept")
+    archive_size: PositiveInt = Field(1000, description="best different objects kept")
 
 
 class GFlowNetSamplerConfig(Config):

@@ -148,6 +148,10 @@ class Environment(Task):
         """The exact log Z, where there is a formula for it."""
         return None
 
+    def highest_log_reward(self) -> float | None:
+        """The highest log R that there is, where it is known."""
+        return None
+
     def modes(self, x: Tensor) -> Tensor | None:
         """Which mode each terminal state belongs to (B,), -1 for none; ``None`` where the task names no modes."""
         return None

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headwater_gfn.environment import MASKED, Environment
+from headwater_gfn.environment import Environment
 from headwater_gfn.networks import MLPPolicy, Policy
 from headwater_gfn.table import TableEnvironment
 
@@ -27,6 +28,11 @@ class Behaviour:
     epsilon: float = 0.0
     temperature: float = 1.0
     rows: int | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether it differs from the policy at all."""
+        return self.rows != 0 and (self.epsilon > 0 or self.temperature != 1)
 
 
 @dataclass(frozen=True)
@@ -89,29 +95,27 @@ WIDE = 256
 
 
 def _noise(steps: int, n: int, n_actions: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Randomness for :func:`_choose`, step by step.
+    """Randomness for :func:`_choose`, some steps (steps, n, ...) at a time.
 
-    Standard Gumbel noise (n, n_actions): the argmax of logits plus noise is a sample. With very many actions uniform
-    numbers (n, 1) instead, to look up in the distribution function.
+    Standard Gumbel noise (steps, n, n_actions): the argmax of logits plus noise is a sample. With very many actions
+    uniform numbers (steps, n, 1) instead, to look up in the distribution function.
     """
     while n_actions > WIDE:
-        yield from torch.rand(CHUNK, n, 1, device=generator.device, generator=generator)
+        yield torch.rand(CHUNK, n, 1, device=generator.device, generator=generator)
     chunk = max(1, min(CHUNK, steps, 2**22 // max(n * n_actions, 1)))
     while True:
         drawn = torch.rand(chunk, n, n_actions, device=generator.device, generator=generator)
-        yield from drawn.log_().neg_().log_().neg_()
+        yield drawn.log_().neg_().log_().neg_()
 
 
-def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterator[Tensor | None]:
-    """For each step a factor (n, 1) of the logits: 0 where the action is drawn uniformly."""
+def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Factors (steps, n, 1) of the logits, some steps at a time: 0 where the action is drawn uniformly."""
     rows = n if behaviour.rows is None else behaviour.rows
-    while rows == 0 or (behaviour.epsilon <= 0 and behaviour.temperature == 1):
-        yield None
     while True:
         factor = torch.ones(CHUNK, n, 1, device=generator.device)
         kept = torch.rand(CHUNK, rows, 1, device=generator.device, generator=generator) >= behaviour.epsilon
         factor[:, :rows] = kept / behaviour.temperature
-        yield from factor
+        yield factor
 
 
 @torch.no_grad()
@@ -155,15 +159,22 @@ def _walk(
     states = [s]
     actions = []
     length = torch.full((n,), steps, device=device)
-    noise, factors = _noise(steps, n, environment.n_actions, generator), _factors(behaviour, n, generator)
+    noise = chain.from_iterable(_noise(steps, n, environment.n_actions, generator))
+    factors = chain.from_iterable(_factors(behaviour, n, generator)) if behaviour.differs else repeat(None)
     logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
+    blind = behaviour.rows if behaviour.rows is not None and behaviour.epsilon >= 1 else 0
     live = None  # the rows that go on; None for all
     for t in range(steps):
         forbid = torch.where(environment.forward_mask(s), 0.0, -math.inf)
         gumbel, factor = next(noise), next(factors)
         if live is not None:
             gumbel, factor = gumbel[live], factor if factor is None else factor[live]
-        a = _choose(logits_of(environment.observe(s)), forbid, gumbel, factor)
+        observed = environment.observe(s)
+        if blind and live is None:  # the first rows walk at random: they need no network
+            logits = torch.cat([torch.zeros_like(forbid[:blind]), logits_of(observed[blind:])])
+        else:
+            logits = logits_of(observed)
+        a = _choose(logits, forbid, gumbel, factor)
         s = environment.step(s, a)
         if live is None:
             states.append(s)
@@ -194,7 +205,8 @@ def _walk_table(
     successor, forbid = environment.successor.numpy(), environment.penalties.numpy()
     inner, n_actions, most = environment.n_inner, environment.n_actions, environment.max_len
     states, actions = np.zeros((most + 1, n), dtype=np.int64), np.zeros((most, n), dtype=np.int64)
-    noise, factors = _noise(most, n, n_actions, generator), _factors(behaviour, n, generator)
+    noise = chain.from_iterable(chunk.numpy() for chunk in _noise(most, n, n_actions, generator))
+    factors = chain.from_iterable(chunk.numpy() for chunk in _factors(behaviour, n, generator))
     s, live, t = states[0], np.arange(n), 0
     while len(s):
         if len(s) < MANY:
@@ -202,11 +214,10 @@ def _walk_table(
         else:
             different, which = np.unique(s, return_inverse=True)
             logits = logits_of(environment.observe(torch.from_numpy(different))).numpy()[which]
-        gumbel, factor = next(noise), next(factors)
-        if factor is not None:
-            logits = logits * factor.numpy()[live]
+        if behaviour.differs:
+            logits = logits * next(factors)[live]
         logits = logits + forbid[s]
-        logits += gumbel.numpy()[: len(s)]
+        logits += next(noise)[: len(s)]
         a = logits.argmax(1)
         s = successor[s * n_actions + a]
         states[t + 1, live], actions[t, live] = s, a
@@ -214,7 +225,7 @@ def _walk_table(
         if t == most:
             break
         going = s < inner
-        if not going.all():
+        if np.count_nonzero(going) < len(s):
             s, live = s[going], live[going]
     walked = torch.from_numpy(np.maximum.accumulate(states[: t + 1]))  # numbers grow along a trajectory
     length = (walked < inner).sum(0).clamp_max(t)  # more only where the network gave NaN
@@ -241,7 +252,7 @@ def roll_back(
         states.append(s)
         actions.append(torch.full((n,), environment.n_actions - 1, device=device))
         length += 1
-    noise = _noise(environment.max_len, n, environment.n_backward, generator)
+    noise = chain.from_iterable(_noise(environment.max_len, n, environment.n_backward, generator))
     while True:
         mask = environment.backward_mask(s)
         going = mask.any(1)
@@ -249,9 +260,9 @@ def roll_back(
             live, s, mask = live[going], s[going], mask[going]
         if not len(live):
             break
+        forbid = torch.where(mask, 0.0, -math.inf)
         logits = None if policy is None else policy(environment.observe(s))[1]
-        scores = torch.where(mask, 0.0 if logits is None else logits, MASKED) + next(noise)[live]
-        b = scores.argmax(1)
+        b = _choose(torch.zeros_like(forbid) if logits is None else logits, forbid, next(noise)[live], None)
         a = environment.forward_action(s, b)
         s = environment.undo(s, b)
         length[live] += 1

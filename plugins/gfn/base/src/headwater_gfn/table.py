@@ -183,6 +183,9 @@ class TableEnvironment(Environment):
     def log_partition(self) -> float:
         return float(torch.logsumexp(self.log_rewards.double(), 0))
 
+    def highest_log_reward(self) -> float:
+        return float(self.log_rewards.max())
+
     def modes(self, x: Tensor) -> Tensor | None:
         return self.of.modes(self.states[x])
 

@@ -129,9 +129,17 @@ class GFlowNetTrainer(Trainer):
         """The learned log Z; ``None`` where the objective has no estimate of it."""
 
     def validate(self) -> dict[str, float]:
-        """Exact distance to the target where all states can be gone through; log Z; the archive."""
+        """Exact distance to the target where all states can be gone through; log Z; what was found so far.
+
+        ``top_100_reward``: mean R of the 100 best different objects; ``near_best``: how many different objects (of at
+        most ``archive_size``) have at least 90 % of the highest reward.
+        """
         environment, archive = self.environment, self.archive
-        found = {f"top_{archive.k}_reward": archive.mean_reward(), "different": float(archive.different)}
+        best = archive.log_reward.double()
+        found = {"top_100_reward": float(best[:100].exp().mean()), "different": float(archive.different)}
+        highest = environment.highest_log_reward()
+        if highest is not None:
+            found["near_best"] = float((best >= highest + math.log(0.9)).sum())
         if environment.n_modes is not None:
             found["modes"] = float(archive.modes)
         learned, exact = self.log_partition(), environment.log_partition()

@@ -175,6 +175,11 @@ class SetGeneration(Environment):
             return None
         return float(log_elementary_symmetric(-self.energies, self.set_size)[-1])
 
+    def highest_log_reward(self) -> float | None:
+        if self._energy is not None:
+            return None
+        return -float(self.energies.sort().values[: self.set_size].sum())
+
     def describe(self, x: Tensor) -> list[str]:
         return [" ".join(str(i) for i, v in enumerate(row) if v) for row in x.tolist()]
 
