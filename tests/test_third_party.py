@@ -1,46 +1,24 @@
 """Packages of somebody else: built, installed into a new environment, and used outside this checkout."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import call
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("core", "tests/third_party/gauss", "tests/third_party/corridor", "tests/third_party/steplog")
 TRAIN = ("train", "gauss", "--max-steps", 200)
 
 
-def call(*words, cwd=None):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HEADWATER", "COV"))}
-    done = subprocess.run(
-        [*map(str, words)], capture_output=True, text=True, check=False, cwd=cwd, env=clean, timeout=900
-    )
-    done.both = done.stdout + done.stderr
-    return done
+@pytest.fixture(scope="session")
+def wheels(build):
+    return build(*PACKAGES)
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheels")
-    for package in PACKAGES:
-        build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder)
-        done = call(*build, ROOT / package)
-        assert done.returncode == 0, done.both
-    return sorted(folder.glob("*.whl"))
-
-
-@pytest.fixture(scope="session")
-def bin(tmp_path_factory, wheels):
+def bin(new_environment, wheels):
     """The folder with the commands of a new environment, into which the wheels are installed."""
-    folder = tmp_path_factory.mktemp("new")
-    assert call(sys.executable, "-m", "venv", folder).returncode == 0
-    install = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
-    done = call(*install, *wheels)
-    assert done.returncode == 0, done.both
-    return folder / "bin"
+    return new_environment(*wheels)
 
 
 @pytest.fixture
