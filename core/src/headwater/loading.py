@@ -32,6 +32,7 @@ RETURNS: dict[str, type[Entry]] = {
     "headwater_samplers": SamplerEntry,
     "headwater_tasks": TaskEntry,
 }
+OF_CORE = re.compile(r"headwater(?![-\w.])")
 HOOKS = (*RETURNS, *hookspecs.FIT_HOOKS, *hookspecs.SAMPLE_HOOKS)
 
 
@@ -187,13 +188,13 @@ def load(point: Point) -> Loaded:
 def _caught(output: list[str]) -> Iterator[None]:
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, "utf-8", write_through=True)  # plugins may want sys.stdout.buffer
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(stream))
-        stack.enter_context(contextlib.redirect_stderr(stream))
-        warned = stack.enter_context(warnings.catch_warnings(record=True))
+    before = sys.stdout, sys.stderr
+    with warnings.catch_warnings(record=True) as warned:
+        sys.stdout = sys.stderr = stream
         try:
             yield
         finally:
+            sys.stdout, sys.stderr = before
             if not buffer.closed:
                 output.append(buffer.getvalue().decode("utf-8", "replace"))
             output.extend(f"\n{w.category.__name__}: {w.message}" for w in warned)
@@ -202,7 +203,7 @@ def _caught(output: list[str]) -> Iterator[None]:
 def _check_core(dist: Distribution) -> None:
     core = core_version()
     for text in dist.requires:
-        if core and re.match(r"headwater(?![-\w.])", text):
+        if core and OF_CORE.match(text):
             wanted, fits, too_old = _compare(text, core)
             if not fits:
                 remedy = f"pip install '{wanted}'" if too_old else None
@@ -257,45 +258,47 @@ def collect(found: Any, loaded: Loaded, api_needed: bool = True) -> None:
     loaded.hooks = hooks
 
 
-class _Manager(pluggy.PluginManager):
-    """Holds the hook specs, and one plugin while it is checked: pluggy scans all it holds each time."""
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        # Most names in a module are no functions, and pluggy's look at each would cost half of importing it.
-        if isinstance(plugin, types.ModuleType) and not isinstance(
-            vars(plugin).get(name), types.FunctionType
-        ):
-            return None
-        return super().parse_hookimpl_opts(plugin, name)
+@functools.cache
+def _arguments() -> dict[str, tuple[str, ...]]:
+    """The arguments of every hook."""
+    codes = {name: getattr(hookspecs, name).__code__ for name in HOOKS}
+    return {name: code.co_varnames[: code.co_argcount] for name, code in codes.items()}
 
 
 @functools.cache
-def _manager() -> _Manager:
-    manager = _Manager("headwater")
-    manager.add_hookspecs(hookspecs)
-    return manager
+def _manager() -> pluggy.PluginManager:
+    return pluggy.PluginManager("headwater")
 
 
 def _hooks(found: Any, name: str) -> dict[str, pluggy.HookImpl]:
-    manager = _manager()
-    hooks = {}
-    try:
-        manager.register(found, name)
-        for caller in manager.get_hookcallers(found) or ():
-            hook, *more = caller.get_hookimpls()
-            if more:
-                raise Broken(f"it implements {caller.name} twice")
-            if not caller.has_spec() and not hook.optionalhook:
-                raise Broken(f"there is no hook {caller.name!r}{near(caller.name, HOOKS)}")
-            if hook.wrapper or hook.hookwrapper:
-                raise Broken(f"{caller.name} is a hook wrapper, which headwater does not call")
-            if caller.has_spec():
-                hooks[caller.name] = hook
-    except pluggy.PluginValidationError as error:
-        raise Broken(" ".join(str(error).split())) from error
-    finally:
-        if manager.has_plugin(name):
-            manager.unregister(name=name)
+    """The marked functions of ``found`` by the name of their hook.
+
+    Registering with pluggy would look at every name in a module, which costs as much as importing it; so its own
+    functions alone are looked at.
+    """
+    if isinstance(found, types.ModuleType):
+        names = [n for n, value in vars(found).items() if isinstance(value, types.FunctionType)]
+    else:
+        names = dir(found)
+    hooks: dict[str, pluggy.HookImpl] = {}
+    for attribute in names:
+        options = _manager().parse_hookimpl_opts(found, attribute)
+        if options is None:
+            continue
+        hook = options.get("specname") or attribute
+        if hook in hooks:
+            raise Broken(f"it implements {hook} twice")
+        if hook not in HOOKS:
+            if options["optionalhook"]:
+                continue
+            raise Broken(f"there is no hook {hook!r}{near(hook, HOOKS)}")
+        if options["wrapper"] or options["hookwrapper"]:
+            raise Broken(f"{hook} is a hook wrapper, which headwater does not call")
+        hooks[hook] = pluggy.HookImpl(found, name, getattr(found, attribute), options)
+        strange = [a for a in hooks[hook].argnames if a not in _arguments()[hook]]
+        if strange:
+            offered = ", ".join(_arguments()[hook]) or "none"
+            raise Broken(f"{hook} takes {', '.join(strange)}; the arguments of this hook: {offered}")
     if not hooks:
         unmarked = [n for n in dir(found) if n in HOOKS]
         why = f"{unmarked[0]} lacks the mark @hookimpl" if unmarked else "it has no function marked @hookimpl"

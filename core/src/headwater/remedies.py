@@ -1,6 +1,7 @@
 """What went wrong in a plugin, in one line, and the one line to paste against it."""
 
 import contextlib
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -43,9 +44,13 @@ class Distribution(NamedTuple):
         return cls(name, version, tuple(fields.get("Requires-Dist", ())))
 
 
+_BETWEEN = re.compile(r"[-_.]+")
+
+
+@functools.cache
 def normal(name: str) -> str:
     """The form in which names of distributions are compared."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return _BETWEEN.sub("-", name).lower()
 
 
 def explain(error: BaseException, dist: Distribution | None, wanted: str = "") -> tuple[str, str | None]:
