@@ -33,13 +33,18 @@ def headwater_tasks():
 '''
 
 
+def _caching() -> dict[str, str]:
+    """This environment, with compiled modules kept, as pip keeps them for the packages that it installs."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def child(command: list[str], core: int | None, **environment: str) -> tuple[float, str]:
     """CPU seconds of a process, its start included, and what it printed."""
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         command,
-        env={**os.environ, **ONE_THREAD, **environment},
+        env={**_caching(), **ONE_THREAD, **environment},
         capture_output=True,
         text=True,
         check=False,
