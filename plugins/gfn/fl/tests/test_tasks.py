@@ -51,6 +51,18 @@ def test_samples_are_written_and_read_back_and_pictures_are_made(tmp_path, task)
     assert model.evaluate(n=16)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("objective", ["fl-db", "fl-subtb", "tb", "fm"])
+def test_every_precision_trains_and_samples(tmp_path, objective, precision):
+    overrides = {
+        "task": TASKS["hypergrid"],
+        "trainer": {"hidden": [16], "batch_size": 4, "objective": objective},
+        "fit": {"max_steps": 3, "accelerator": "cpu", "precision": precision},
+    }
+    run = headwater.train("gfn-fl", tmp_path / "run", task="hypergrid", overrides=overrides)
+    assert len(next(iter(headwater.load(run, device="cpu").sample(3)))) == 3
+
+
 def test_molecules_learn_from_local_credit(tmp_path):
     pytest.importorskip("rdkit")
     overrides = {

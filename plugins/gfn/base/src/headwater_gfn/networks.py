@@ -65,7 +65,8 @@ class MLPPolicy(nn.Module):
 
     def forward_logits(self, observed: Tensor) -> Tensor:
         n = self.n_actions
-        return nn.functional.linear(self.trunk(observed), self.head.weight[:n], self.head.bias[:n])
+        hidden = self.trunk(observed.to(self.head.weight.dtype))
+        return nn.functional.linear(hidden, self.head.weight[:n], self.head.bias[:n])
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
         """:meth:`forward_logits` for many small batches without gradients, free of what a module call costs."""
@@ -75,6 +76,7 @@ class MLPPolicy(nn.Module):
         activate = self._activate
 
         def forward_logits(observed: Tensor) -> Tensor:
+            observed = observed.to(bias.dtype)
             for weight, b in inner:
                 observed = activate(torch.addmm(b, observed, weight))
             return torch.addmm(bias, observed, head)
@@ -82,6 +84,6 @@ class MLPPolicy(nn.Module):
         return forward_logits
 
     def forward(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        out = self.head(self.trunk(observed))
+        out = self.head(self.trunk(observed.to(self.head.weight.dtype)))
         a, b, f = out.split([self.n_actions, self.n_backward, 1], -1)
         return a, b, f.squeeze(-1)
