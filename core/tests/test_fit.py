@@ -302,6 +302,20 @@ def setup_with_replay(self):
     self.replay.values = torch.ones(3)
 
 
+def test_weights_that_lie_otherwise_in_memory_resume_bit_for_bit_too(tmp_path, monkeypatch):
+    def set_up(self):
+        original_setup(self)
+        weight = self.modules["net"][0].weight
+        weight.data = weight.data.t().contiguous().t()
+        self.optimisers["net"] = torch.optim.Adam(self.modules["net"].parameters(), 0.05, fused=True)
+        self.schedulers.clear()
+
+    monkeypatch.setattr(ToyTrainer, "setup", set_up)
+    whole = train(tmp_path / "whole")
+    resumed = headwater.resume(train(tmp_path / "part", max_steps=5).path, max_steps=12)
+    assert same(states(resumed, 12), states(whole, 12))
+
+
 def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64))

@@ -355,6 +355,7 @@ class Fit:
                 average.n_averaged.fill_(training["averaged"][name])
             for name, optimiser in trainer.optimisers.items():
                 optimiser.load_state_dict(training["optimisers"][name])
+                _lay_out(optimiser)
             for name, scheduler in trainer.schedulers.items():
                 scheduler.load_state_dict(training["schedulers"][name])
             for name, stateful in trainer.stateful.items():
@@ -386,6 +387,18 @@ class Fit:
                 )
                 for implementations in self._hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
+
+
+def _lay_out(optimiser: torch.optim.Optimizer) -> None:
+    """Lay the state of each parameter out in memory as the parameter is.
+
+    A fused optimiser goes through both side by side, so where they differ (channels last, say) it would update each
+    weight by the state of another, and say nothing.
+    """
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _scalar(value: Tensor | float) -> Tensor:
