@@ -183,6 +183,7 @@ class Run:
         cls.check_free(path, force)
         beside = path.with_name(f".{path.name}.{os.getpid()}.new")
         replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+        in_place = False
         try:
             beside.mkdir(parents=True)
             for room in ("checkpoints", "samples"):
@@ -192,10 +193,13 @@ class Run:
             if path.exists():
                 path.rename(replaced)
             beside.rename(path)
+            in_place = True
             fsync(path.parent)
             shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(path if in_place else beside, ignore_errors=True)
+            if replaced.exists():
+                replaced.rename(path)
             raise RunError(f"cannot make the run {path}: {error.strerror}") from error
         return cls(path)
 
