@@ -213,6 +213,14 @@ def test_blocks_that_a_killed_removal_left_are_not_taken_for_those_of_the_next_j
     assert (tmp_path / "a.csv").read_bytes() == samples
 
 
+def children(process):
+    """The process ids of its children, where the system lists them."""
+    try:
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+
+
 def command(*words):
     words = [sys.executable, "-m", "headwater", *map(str, words)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -227,8 +235,13 @@ def test_five_kills_through_the_command_line(whole, samples, tmp_path):
         while not seen():
             assert process.poll() is None, process.communicate()
             time.sleep(0.0002)
+        workers = [Path("/proc", word) for word in children(process.pid)]
         process.kill()
         process.communicate()
+        deadline = time.monotonic() + 20
+        while any(worker.exists() for worker in workers):  # they end with their parent
+            assert time.monotonic() < deadline, workers
+            time.sleep(0.05)
 
     began = time.monotonic()
     killed(words, lambda: time.monotonic() > began + 0.5)
