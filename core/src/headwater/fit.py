@@ -1,14 +1,16 @@
 """The one training loop of the project: draw, step, log, validate, checkpoint, stop, resume."""
 
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +63,12 @@ class Fit:
         self.reason = "done"
         self._stop: str | None = None
         self._saved: int | None = None
+        self._metrics: IO[bytes] | None = None
         self._pending: list[Mapping[str, Tensor | float]] = []
         self._last_metrics: dict[str, float] = {}
         self._hooks = {name: registry.implementations(name) for name in FIT_HOOKS} if self.main else {}
+        # One object, seeded anew for each batch: to make one takes as long as a small draw.
+        self._generator = torch.Generator(trainer.place.device if trainer.on_policy else "cpu")
         self._averages: dict[str, AveragedModel] = {}
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
@@ -90,7 +95,8 @@ class Fit:
             NonFinite: a loss or weight became NaN or infinite; the latest checkpoint is from before that.
         """
         trainer, config, last = self.trainer, self.config, self.config.max_steps
-        autocast = self.fabric.autocast if config.precision == "bf16-mixed" else nullcontext
+        plain = nullcontext() if config.precision != "bf16-mixed" else None
+        averages = [(average, trainer.modules[name]) for name, average in self._averages.items()]
         step_hooks = self._hooks.get("headwater_step_end", [])
         shared_stop = self.fabric.world_size > 1
         self._started, self._started_at = time.perf_counter(), self.step
@@ -103,12 +109,13 @@ class Fit:
             bar = stack.enter_context(
                 Progress(last, self.step, shown=self.main, label=self.run.manifest.method)
             )
+            stack.callback(self._close_metrics)
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()
             for batch in batches:
-                with autocast():
+                with plain or self.fabric.autocast():
                     metrics = trainer.step(batch)
-                for average, module in zip(self._averages.values(), trainer.modules.values(), strict=False):
+                for average, module in averages:
                     average.update_parameters(module)
                 self.step += 1
                 self._pending.append(metrics)
@@ -131,10 +138,8 @@ class Fit:
         return self.reason
 
     def _draw(self, k: int) -> Any:
-        device = self.trainer.place.device if self.trainer.on_policy else "cpu"
-        return self.trainer.draw(
-            k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device)
-        )
+        self._generator.manual_seed(seeding.key(self.config.seed, k, self.trainer.place.rank))
+        return self.trainer.draw(k, self._generator)
 
     def _batches(self, last: int) -> Any:
         if self.trainer.on_policy:
@@ -199,16 +204,18 @@ class Fit:
         """The averages of the pending metrics; a loss among them that is not finite ends the run."""
         pending = self._pending
         names = dict.fromkeys(name for metrics in pending for name in metrics)
-        means = {
-            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean())
-            for name in names
-        }
+        means = {name: _mean([m[name] for m in pending if name in m]) for name in names}
         for name, value in means.items():
             if name.startswith("loss") and not math.isfinite(value):
                 self._non_finite(
                     f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}"
                 )
         return means
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
 
     def _validate(self) -> None:
         with torch.no_grad():
@@ -227,8 +234,11 @@ class Fit:
         seconds = self._elapsed_before + time.perf_counter() - self._started
         line: dict[str, float | None] = {"step": self.step, "seconds": round(seconds, 4)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-        with self.run.metrics_path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+        if self._metrics is None:
+            self._metrics = self.run.metrics_path.open("ab", buffering=0)
+        text = json.dumps(line).encode() + b"\n"
+        if self._metrics.write(text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_tensorboard(self, values: Mapping[str, float]) -> None:
         try:
@@ -240,6 +250,14 @@ class Fit:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, self.step)
 
+    @property
+    def _kept(self) -> str:
+        return (
+            "no checkpoint was written"
+            if self._saved is None
+            else f"the checkpoint of step {self._saved} is whole"
+        )
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Write on some or all ranks; where one cannot, all end, and one line says what is safe."""
@@ -247,24 +265,14 @@ class Fit:
             try:
                 yield
             except OSError as error:
-                kept = (
-                    "no checkpoint had been written yet"
-                    if self._saved is None
-                    else f"the checkpoint of step {self._saved} is whole"
-                )
                 raise RunError(
-                    f"cannot write in {self.run.path}: {error.strerror}; {kept}; "
+                    f"cannot write in {self.run.path}: {error.strerror}; {self._kept}; "
                     f"make room and go on with: headwater resume {self.run.path}"
                 ) from error
 
     def _non_finite(self, what: str) -> None:
-        kept = (
-            "no checkpoint was written"
-            if self._saved is None
-            else f"the checkpoint of step {self._saved} is from before that"
-        )
         raise NonFinite(
-            f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help"
+            f"{what}; training stopped and {self._kept}. A lower learning rate or a clipped gradient may help"
         )
 
     # Checkpoints
@@ -318,9 +326,7 @@ class Fit:
             "schedulers": {name: s.state_dict() for name, s in self.trainer.schedulers.items()},
             "averaged": {name: int(average.n_averaged) for name, average in self._averages.items()},
             "hooks": self.state,
-            "pending": [
-                {name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending
-            ],
+            "pending": [{name: _mean([v]) for name, v in metrics.items()} for metrics in self._pending],
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -377,8 +383,12 @@ class Fit:
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 
 
-def _scalar(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value).detach().float().mean()
+@torch.no_grad()
+def _mean(values: list[Tensor | float]) -> float:
+    """The mean in single precision; numbers of a checkpoint join tensors on whatever device these are."""
+    device = next((v.device for v in values if isinstance(v, Tensor)), None)
+    tensors = [v if isinstance(v, Tensor) else torch.tensor(v, device=device) for v in values]
+    return float(torch.stack([t.float().mean() if t.ndim else t for t in tensors]).float().mean())
 
 
 def modules_to(modules: Mapping[str, nn.Module], place: Place, precision: str) -> None:
