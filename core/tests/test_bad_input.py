@@ -118,7 +118,7 @@ def test_a_full_disk_before_a_run_is_made_leaves_nothing(tiny):
 
 def test_a_full_disk_while_metrics_are_written_says_how_to_go_on(tmp_path, monkeypatch):
     def full(self, *args, **kwargs):
-        if self.name == "metrics.jsonl" and args[:1] == ("a",):
+        if self.name == "metrics.jsonl" and args[:1] == ("ab",):
             raise OSError(28, "No space left on device")
         return opened(self, *args, **kwargs)
 

@@ -189,6 +189,7 @@ def test_a_stopped_job_goes_on_at_the_first_missing_block(model, tmp_path, monke
     with pytest.raises(RunError, match=r"No space left on device; the blocks before are whole.*same command"):
         model.sample_to(tmp_path / "a.jsonl", 10)
     assert sorted(p.name for p in (tmp_path / "a.jsonl.parts").iterdir()) == [
+        ".lock",
         "block-0000000.jsonl",
         "block-0000001.jsonl",
         "job.json",

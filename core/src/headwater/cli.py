@@ -2,14 +2,16 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from headwater.errors import HeadwaterError, UsageError, near
+from headwater.errors import INTERRUPTED, Elsewhere, HeadwaterError, UsageError, near
 
 __all__ = ["cli", "main"]
 
@@ -131,11 +133,27 @@ def train(
     tables = merge(_tables(assignments), {"fit": given} if given else {})
     if skip_bad:
         tables = merge(tables, {"task": {"skip_bad": True}})
-    run = start(
-        method, out, task=task, stage=stage, preset=preset, config=config, overrides=tables,
-        from_runs=from_runs, force=force,
-    )  # fmt: skip
+    before = _run_id(out)
+    try:
+        run = start(
+            method, out, task=task, stage=stage, preset=preset, config=config, overrides=tables,
+            from_runs=from_runs, force=force,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if _run_id(out) in (None, before):
+            raise
+        _interrupted(f"interrupted; go on with: headwater resume {out}")
     _after_training(run)
+
+
+def _run_id(path: Path) -> str | None:
+    """Which run is at ``path``, if one is."""
+    from headwater.run import Run
+
+    try:
+        return Run(path).manifest.id
+    except HeadwaterError:
+        return None
 
 
 @cli.command()
@@ -149,15 +167,24 @@ def resume(run: Path, max_steps: int | None) -> None:
 
 
 def _after_training(run: Any) -> None:
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0:
+    if _rank() > 0:
         return
     step = run.checkpoints()[-1]
     if run.reason == "interrupted":
-        click.echo(f"interrupted at step {step}; go on with: headwater resume {run.path}", err=True)
-        raise click.exceptions.Exit(130)
+        _interrupted(f"interrupted at step {step}; go on with: headwater resume {run.path}")
     note = "" if run.reason in ("done", "") else f" ({run.reason})"
     _print(f"trained to step {step}{note}: {run.path}")
     _write_report(run)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _interrupted(text: str) -> NoReturn:
+    if _rank() == 0:
+        click.echo(text, err=True)
+    raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _write_report(run: Any) -> None:
@@ -410,19 +437,24 @@ def demo(method: str | None, out: Path) -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    click.echo(f"error: {text}", err=True)
+    where = f" on rank {_rank()}" if _rank() > 0 else ""
+    click.echo(f"error{where}: {text}", err=True)
     raise SystemExit(code)
 
 
 def main() -> None:
     """Entry point: errors are one or two lines, exit 2 for a wrong request and 1 for work that failed."""
     sys._headwater_cli = True  # type: ignore[attr-defined]
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to end, as Ctrl-C is
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]  # wherever it stands
     try:
         code = cli.main(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # now, where a reader that went away can be dealt with
+    except Elsewhere as error:
+        raise SystemExit(error.exit_code if _rank() == 0 else 0) from None  # whoever fails ends the job
     except HeadwaterError as error:
         if debug:
             raise
@@ -433,8 +465,9 @@ def main() -> None:
         hint = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         _fail(f"{error.format_message()}\n{hint}".rstrip(), 2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was finished is on disk, the same command goes on", err=True)
-        raise SystemExit(130) from None
+        if _rank() == 0:
+            click.echo("interrupted; what was finished is on disk, the same command goes on", err=True)
+        raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
         raise SystemExit(1) from None

@@ -8,8 +8,10 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "INTERRUPTED",
     "ConfigError",
     "DataError",
+    "Elsewhere",
     "HeadwaterError",
     "NonFinite",
     "PluginError",
@@ -17,6 +19,10 @@ __all__ = [
     "UsageError",
     "near",
 ]
+
+
+INTERRUPTED = 130
+"""Exit code of the command line after Ctrl-C or SIGTERM."""
 
 
 class HeadwaterError(Exception):
@@ -41,6 +47,10 @@ class PluginError(HeadwaterError):
 
 class RunError(HeadwaterError):
     """A run directory cannot be read, written or continued."""
+
+
+class Elsewhere(RunError):
+    """Another process of the same training met an error, and shows it; this one ends in silence."""
 
 
 class DataError(HeadwaterError):

@@ -1,14 +1,16 @@
-"""The one training loop of the project: launch, draw, step, log, validate, checkpoint, stop, resume."""
+"""The one training loop of the project: draw, step, log, validate, checkpoint, stop, resume."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext, suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,34 +21,13 @@ from headwater.config import FitConfig
 from headwater.errors import HeadwaterError, NonFinite, RunError
 from headwater.hookspecs import FIT_HOOKS
 from headwater.progress import Progress
+from headwater.ranks import together
 from headwater.run import Run
 from headwater.state import save_state
 from headwater.task import Task
 from headwater.trainer import Place, Trainer
 
-__all__ = ["Fit", "launch"]
-
-
-def launch(config: FitConfig) -> Any:
-    """Start Lightning Fabric as the config says; under ``torchrun`` or SLURM, join their processes."""
-    import logging
-
-    from lightning_fabric import Fabric
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    many = config.devices * config.nodes > 1 or world > 1
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=max(config.nodes, world // devices if "LOCAL_WORLD_SIZE" in os.environ else 1),
-        precision=config.precision,
-        strategy="ddp" if many else "auto",
-    )
-    if many:
-        fabric.launch()
-    return fabric
+__all__ = ["Fit"]
 
 
 class _Draws(torch.utils.data.Dataset[Any]):
@@ -66,6 +47,12 @@ def _same(batch: Any) -> Any:
     return batch
 
 
+def _leave_signals(worker: int) -> None:
+    """A loader process ends when the training process tells it to, not by the Ctrl-C that both receive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Fit:
     """One training run under way: hooks see ``step``, ``trainer``, ``task``, ``config`` and ``state``."""
 
@@ -75,9 +62,13 @@ class Fit:
         self.state: dict[str, Any] = {}
         self.reason = "done"
         self._stop: str | None = None
+        self._saved: int | None = None
+        self._metrics: IO[bytes] | None = None
         self._pending: list[Mapping[str, Tensor | float]] = []
         self._last_metrics: dict[str, float] = {}
         self._hooks = {name: registry.implementations(name) for name in FIT_HOOKS} if self.main else {}
+        # One object, seeded anew for each batch: to make one takes as long as a small draw.
+        self._generator = torch.Generator(trainer.place.device if trainer.on_policy else "cpu")
         self._averages: dict[str, AveragedModel] = {}
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
@@ -104,7 +95,8 @@ class Fit:
             NonFinite: a loss or weight became NaN or infinite; the latest checkpoint is from before that.
         """
         trainer, config, last = self.trainer, self.config, self.config.max_steps
-        autocast = self.fabric.autocast if config.precision == "bf16-mixed" else nullcontext
+        plain = nullcontext() if config.precision != "bf16-mixed" else None
+        averages = [(average, trainer.modules[name]) for name, average in self._averages.items()]
         step_hooks = self._hooks.get("headwater_step_end", [])
         shared_stop = self.fabric.world_size > 1
         self._started, self._started_at = time.perf_counter(), self.step
@@ -117,12 +109,13 @@ class Fit:
             bar = stack.enter_context(
                 Progress(last, self.step, shown=self.main, label=self.run.manifest.method)
             )
+            stack.callback(self._close_metrics)
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()
             for batch in batches:
-                with autocast():
+                with plain or self.fabric.autocast():
                     metrics = trainer.step(batch)
-                for average, module in zip(self._averages.values(), trainer.modules.values(), strict=False):
+                for average, module in averages:
                     average.update_parameters(module)
                 self.step += 1
                 self._pending.append(metrics)
@@ -137,7 +130,7 @@ class Fit:
                 bar.advance(self.step, self._last_metrics)
                 if self._stopping(shared_stop):  # before the next draw, which may change a replay buffer
                     break
-            if self.step == last and self.run.checkpoints()[-1:] != [last]:  # else it is validated already
+            if self.step == last and self._saved != last:  # else it is validated already
                 self._validate()
             self.save()
             self.reason = self._stop or "done"
@@ -145,10 +138,8 @@ class Fit:
         return self.reason
 
     def _draw(self, k: int) -> Any:
-        device = self.trainer.place.device if self.trainer.on_policy else "cpu"
-        return self.trainer.draw(
-            k, seeding.generator(self.config.seed, k, self.fabric.global_rank, device=device)
-        )
+        self._generator.manual_seed(seeding.key(self.config.seed, k, self.trainer.place.rank))
+        return self.trainer.draw(k, self._generator)
 
     def _batches(self, last: int) -> Any:
         if self.trainer.on_policy:
@@ -158,7 +149,7 @@ class Fit:
         else:
             drawn = torch.utils.data.DataLoader(
                 _Draws(self._draw, self.step, last), batch_size=None, collate_fn=_same,
-                num_workers=self.config.workers, generator=torch.Generator(),
+                num_workers=self.config.workers, generator=torch.Generator(), worker_init_fn=_leave_signals,
             )  # fmt: skip
         if self.trainer.place.device.type == "cpu":
             return drawn
@@ -199,7 +190,8 @@ class Fit:
 
     def _log(self) -> None:
         """Average the pending metrics (the one wait for the device), check them, write a line."""
-        means = self._means()
+        with together(self.fabric):
+            means = self._means()
         if not means:
             return
         self._pending = []
@@ -212,16 +204,18 @@ class Fit:
         """The averages of the pending metrics; a loss among them that is not finite ends the run."""
         pending = self._pending
         names = dict.fromkeys(name for metrics in pending for name in metrics)
-        means = {
-            name: float(torch.stack([_scalar(m[name]) for m in pending if name in m]).mean())
-            for name in names
-        }
+        means = {name: _mean([m[name] for m in pending if name in m]) for name in names}
         for name, value in means.items():
             if name.startswith("loss") and not math.isfinite(value):
                 self._non_finite(
                     f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}"
                 )
         return means
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
 
     def _validate(self) -> None:
         with torch.no_grad():
@@ -230,18 +224,21 @@ class Fit:
             self._write({f"valid/{name}": float(value) for name, value in found.items()})
 
     def _write(self, values: Mapping[str, float]) -> None:
-        if not self.main:
-            return
+        with self._writing():
+            if self.main:
+                self._write_line(values)
+        if self.main and self.config.tensorboard:
+            self._write_tensorboard(values)
+
+    def _write_line(self, values: Mapping[str, float]) -> None:
         seconds = self._elapsed_before + time.perf_counter() - self._started
         line: dict[str, float | None] = {"step": self.step, "seconds": round(seconds, 4)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-        try:
-            with self.run.metrics_path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise RunError(self._unwritable(error)) from error
-        if self.config.tensorboard:
-            self._write_tensorboard(values)
+        if self._metrics is None:
+            self._metrics = self.run.metrics_path.open("ab", buffering=0)
+        text = json.dumps(line).encode() + b"\n"
+        if self._metrics.write(text) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_tensorboard(self, values: Mapping[str, float]) -> None:
         try:
@@ -253,54 +250,66 @@ class Fit:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, self.step)
 
-    def _unwritable(self, error: OSError) -> str:
-        steps = self.run.checkpoints()
-        kept = (
-            f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint had been written yet"
-        )
+    @property
+    def _kept(self) -> str:
         return (
-            f"cannot write in {self.run.path}: {error.strerror}; {kept}; "
-            f"make room and go on with: headwater resume {self.run.path}"
+            "no checkpoint was written"
+            if self._saved is None
+            else f"the checkpoint of step {self._saved} is whole"
         )
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write on some or all ranks; where one cannot, all end, and one line says what is safe."""
+        with together(self.fabric):
+            try:
+                yield
+            except OSError as error:
+                raise RunError(
+                    f"cannot write in {self.run.path}: {error.strerror}; {self._kept}; "
+                    f"make room and go on with: headwater resume {self.run.path}"
+                ) from error
+
     def _non_finite(self, what: str) -> None:
-        steps = self.run.checkpoints()
-        kept = (
-            f"the checkpoint of step {steps[-1]} is from before that"
-            if steps
-            else "no checkpoint was written"
-        )
         raise NonFinite(
-            f"{what}; training stopped and {kept}. A lower learning rate or a clipped gradient may help"
+            f"{what}; training stopped and {self._kept}. A lower learning rate or a clipped gradient may help"
         )
 
     # Checkpoints
 
     def save(self) -> None:
         """Write the checkpoint of the step reached; nothing is written where a value is not finite."""
-        self._means()
-        if self.run.checkpoints()[-1:] == [self.step]:
+        with together(self.fabric):
+            self._check_finite()
+        if self._saved == self.step:
             return
-        trainer, fabric = self.trainer, self.fabric
-        for name, module in trainer.modules.items():
+        folder = self.run.unfinished_path(self.step)
+        try:
+            with self._writing():
+                if self.main:
+                    self.run.begin_checkpoint(self.step)
+            with self._writing():
+                if self.main:
+                    save_state(folder, "model", self._model_state())
+                    save_state(folder, "training", self._training_state())
+                save_state(folder, f"rank-{self.fabric.global_rank}", self._rank_state())
+            with self._writing():
+                if self.main:
+                    self.run.publish_checkpoint(self.step, self.config.keep)
+        except HeadwaterError:
+            if self.main:  # half a checkpoint is of no use, and takes room
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._saved = self.step
+        path = self.run.checkpoint_path(self.step)
+        self._call_hooks("headwater_checkpoint_saved", fit=self, step=self.step, path=path)
+
+    def _check_finite(self) -> None:
+        self._means()
+        for name, module in self.trainer.modules.items():
             for key, tensor in module.state_dict().items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     self._non_finite(f"the weights {name}.{key} are not finite at step {self.step}")
-        try:
-            folder = self.run.begin_checkpoint(self.step) if self.main else None
-            fabric.barrier()
-            folder = folder or self.run.path / "checkpoints" / f".step-{self.step}.new"
-            if self.main:
-                save_state(folder, "model", self._model_state())
-                save_state(folder, "training", self._training_state())
-            save_state(folder, f"rank-{fabric.global_rank}", self._rank_state())
-            fabric.barrier()
-            if self.main:
-                path = self.run.publish_checkpoint(folder, self.step, self.config.keep)
-                self._call_hooks("headwater_checkpoint_saved", fit=self, step=self.step, path=path)
-            fabric.barrier()
-        except OSError as error:
-            raise RunError(self._unwritable(error)) from error
 
     def _model_state(self) -> dict[str, Any]:
         modules = {**self.trainer.given, **self.trainer.modules}
@@ -317,9 +326,7 @@ class Fit:
             "schedulers": {name: s.state_dict() for name, s in self.trainer.schedulers.items()},
             "averaged": {name: int(average.n_averaged) for name, average in self._averages.items()},
             "hooks": self.state,
-            "pending": [
-                {name: float(_scalar(v)) for name, v in metrics.items()} for metrics in self._pending
-            ],
+            "pending": [{name: _mean([v]) for name, v in metrics.items()} for metrics in self._pending],
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -328,23 +335,13 @@ class Fit:
             "stateful": {name: s.state_dict() for name, s in self.trainer.stateful.items()},
         }
 
-    def restore(self) -> None:
-        """Go back to the latest whole checkpoint, or to step 0 where there is none.
+    def restore(self, step: int) -> None:
+        """Go back to the checkpoint of ``step``.
 
         Raises:
-            RunError: the run was made with another number of processes, or by another trainer.
+            RunError: the run was made by another trainer.
         """
         run, trainer = self.run, self.trainer
-        step = run.latest()
-        if self.main:
-            run.cut_metrics(step or 0)
-        if step is None:
-            return
-        if run.manifest.processes != self.fabric.world_size:
-            raise RunError(
-                f"{run.path} was trained by {run.manifest.processes} processes; "
-                f"resume it with as many, not {self.fabric.world_size}"
-            )
         model, training = run.load(step, "model"), run.load(step, "training")
         own = run.load(step, f"rank-{self.fabric.global_rank}")
         try:
@@ -362,7 +359,7 @@ class Fit:
                 stateful.load_state_dict(own["stateful"][name])
             self.state = training["hooks"]
             self._pending = training["pending"]
-            self.step = int(model["step"])
+            self.step = self._saved = int(model["step"])
             seeding.restore_global_state(own["global"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise RunError(
@@ -376,9 +373,7 @@ class Fit:
         for plugin, implementation in list(self._hooks.get(name, ())):
             try:
                 implementation(**arguments)
-            except (KeyboardInterrupt, HeadwaterError):
-                raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
                 print(
@@ -401,8 +396,12 @@ def _lay_out(optimiser: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def _scalar(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value).detach().float().mean()
+@torch.no_grad()
+def _mean(values: list[Tensor | float]) -> float:
+    """The mean in single precision; numbers of a checkpoint join tensors on whatever device these are."""
+    device = next((v.device for v in values if isinstance(v, Tensor)), None)
+    tensors = [v if isinstance(v, Tensor) else torch.tensor(v, device=device) for v in values]
+    return float(torch.stack([t.float().mean() if t.ndim else t for t in tensors]).float().mean())
 
 
 def modules_to(modules: Mapping[str, nn.Module], place: Place, precision: str) -> None:

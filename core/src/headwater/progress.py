@@ -36,6 +36,8 @@ class Progress:
             self._task = self._bar.add_task(
                 self.label, total=self.total, completed=self.start, rate="", metrics=""
             )
+        else:
+            self._next += self._began + 1.0
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -55,7 +57,7 @@ class Progress:
             self._bar.update(
                 self._task, completed=done, rate=f"{rate:,.1f} {self.unit}/s", metrics=text, refresh=True
             )
-        elif now - self._began > 1.0:
+        else:
             self._next = now + 10.0
             left = (self.total - done) / rate if rate > 0 else float("inf")
             line = f"{self.label}: {done}/{self.total} {self.unit}, {rate:,.1f}/s, {left:,.0f} s left  {text}"

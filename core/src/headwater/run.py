@@ -20,9 +20,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.config import read_toml, to_toml
 from headwater.errors import RunError, UsageError
-from headwater.state import fsync, load_state, save_state, verify_checksums, write_checksums, write_text
+from headwater.state import (
+    fsync,
+    load_state,
+    remove,
+    save_state,
+    verify_checksums,
+    write_checksums,
+    write_text,
+)
 
-__all__ = ["SCHEMA", "Manifest", "Run", "Source", "safe_name"]
+__all__ = ["SCHEMA", "Manifest", "Run", "Source", "hold", "safe_name"]
 
 SCHEMA = 1
 
@@ -106,6 +114,25 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def hold(file: Path, what: Path) -> IO[bytes]:
+    """Lock ``file`` for this process until it is closed.
+
+    Raises:
+        RunError: another process holds it and with it ``what``, or it cannot be written.
+    """
+    lock: IO[bytes] | None = None
+    try:
+        lock = file.open("a+b")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, BlockingIOError):
+            raise RunError(f"{what} is in use by another process; wait for it to end") from error
+        raise RunError(f"cannot write in {file.parent}: {error.strerror}") from error
+    return lock
+
+
 class Run:
     """A run directory on disk. Opening one reads its manifest and nothing else."""
 
@@ -124,7 +151,10 @@ class Run:
             content = json.loads(file.read_text(encoding="utf-8"))
             schema = content.get("schema_version")
         except FileNotFoundError as error:
-            raise RunError(f"{self.path} is no run: it has no manifest.json") from error
+            raise RunError(
+                f"{self.path} is no run: it has no manifest.json; "
+                f"make one with: headwater train METHOD --out {self.path}"
+            ) from error
         except (OSError, ValueError, AttributeError) as error:
             raise RunError(f"cannot read {file}: {type(error).__name__}: {error}") from error
         if isinstance(schema, int) and schema > SCHEMA:
@@ -150,13 +180,10 @@ class Run:
             RunError: ``path`` exists and ``force`` is not given, or cannot be written.
         """
         path = Path(path)
-        if path.exists() and not force:
-            raise RunError(
-                f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force"
-            )
-        if force and path.exists() and not (path / "manifest.json").exists() and any(path.iterdir()):
-            raise RunError(f"{path} is no run, so --force will not replace it; choose another --out")
+        cls.check_free(path, force)
         beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+        replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+        in_place = False
         try:
             beside.mkdir(parents=True)
             for room in ("checkpoints", "samples"):
@@ -164,13 +191,35 @@ class Run:
             write_text(beside / "config.toml", to_toml(config))
             write_text(beside / "manifest.json", manifest.model_dump_json(indent=1))
             if path.exists():
-                shutil.rmtree(path)
+                path.rename(replaced)
             beside.rename(path)
+            in_place = True
             fsync(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(path if in_place else beside, ignore_errors=True)
+            if replaced.exists():
+                replaced.rename(path)
             raise RunError(f"cannot make the run {path}: {error.strerror}") from error
         return cls(path)
+
+    @staticmethod
+    def check_free(path: Path, force: bool) -> None:
+        """Say that a run can be made at ``path``.
+
+        Raises:
+            RunError: ``path`` exists and ``force`` is not given; it is no run; another process holds it.
+        """
+        if not path.exists():
+            return
+        if not force:
+            raise RunError(
+                f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force"
+            )
+        if not path.is_dir() or ((not (path / "manifest.json").exists()) and any(path.iterdir())):
+            raise RunError(f"{path} is no run, so --force will not replace it; choose another --out")
+        if (path / ".lock").exists():
+            hold(path / ".lock", path).close()
 
     def lock(self) -> None:
         """Hold the run for this process until it ends.
@@ -178,13 +227,7 @@ class Run:
         Raises:
             RunError: another process holds it.
         """
-        try:
-            self._lock = (self.path / ".lock").open("a+b")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{self.path} is in use by another process; wait for it to end") from error
-        except OSError as error:
-            raise RunError(f"cannot write in {self.path}: {error.strerror}") from error
+        self._lock = hold(self.path / ".lock", self.path)
 
     def unlock(self) -> None:
         """Let other processes have the run again."""
@@ -231,8 +274,15 @@ class Run:
                         lines.append(line)
         return lines
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the metrics of steps after ``step``, which a resumed run will make again."""
+    def go_back(self, step: int) -> None:
+        """Leave the run as it was at ``step``: later metrics and checkpoints, which will be made again, and what a
+        killed process left half-written, go. The run must be locked.
+        """
+        unfinished = [*self.path.glob(".*.tmp"), *(self.path / "checkpoints").glob(".step-*")]
+        later = [self.checkpoint_path(s) for s in self.checkpoints() if s > step]  # damaged
+        for path in unfinished + later:
+            with suppress(OSError):
+                remove(path)
         if self.metrics_path.exists():
             kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
             self.write(self.metrics_path.name, "".join(kept))
@@ -248,19 +298,23 @@ class Run:
     def checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step}"
 
-    def begin_checkpoint(self, step: int) -> Path:
+    def unfinished_path(self, step: int) -> Path:
         """The folder into which the parts of a checkpoint are written before it is published."""
-        folder = self.path / "checkpoints" / f".step-{step}.new"
+        return self.path / "checkpoints" / f".step-{step}.new"
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """Make the folder for the parts of a checkpoint, empty."""
+        folder = self.unfinished_path(step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
 
-    def publish_checkpoint(self, folder: Path, step: int, keep: int) -> Path:
-        """Check, sync and rename a written checkpoint into place, then drop all but the ``keep`` latest."""
+    def publish_checkpoint(self, step: int, keep: int) -> Path:
+        """Sync a written checkpoint and rename it into place, then drop all but the ``keep`` latest."""
+        folder, final = self.unfinished_path(step), self.checkpoint_path(step)
         write_checksums(folder, [p.name for p in folder.iterdir()])
-        final = self.checkpoint_path(step)
-        if final.exists():  # the same step, written again after a resume: equal by construction
-            shutil.rmtree(final)
+        if self.metrics_path.exists():  # it holds what led to this checkpoint
+            fsync(self.metrics_path)
         folder.rename(final)
         fsync(final.parent)
         for old in self.checkpoints()[:-keep]:
@@ -281,7 +335,9 @@ class Run:
             except RunError as error:
                 first_error = first_error or error
         if first_error is not None:
-            raise first_error
+            raise RunError(
+                f"{first_error}; no checkpoint is whole: start again with --force"
+            ) from first_error
         return None
 
     def load(self, step: int, name: str) -> Any:
@@ -292,4 +348,4 @@ class Run:
         """Publish a checkpoint that holds a model only (a converted one)."""
         folder = self.begin_checkpoint(step)
         save_state(folder, "model", state)
-        self.publish_checkpoint(folder, step, keep=1)
+        self.publish_checkpoint(step, keep=1)

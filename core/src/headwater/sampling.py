@@ -5,13 +5,15 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,9 @@ from headwater.errors import DataError, HeadwaterError, RunError, UsageError, ne
 from headwater.hookspecs import SAMPLE_HOOKS
 from headwater.progress import Progress
 from headwater.resolve import Plan
-from headwater.run import Run
+from headwater.run import Run, hold
 from headwater.sampler import Operation, Sampler
-from headwater.state import fsync, write_text
+from headwater.state import fsync, remove, sync, write_text
 from headwater.trainer import Place
 from headwater.training import load_model, plan_of
 
@@ -276,9 +278,7 @@ class _SampleHooks:
         for plugin, implementation in list(self.hooks[name]):
             try:
                 implementation(job=self.job, **arguments)
-            except HeadwaterError:
-                raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
                 print(
@@ -292,7 +292,7 @@ class _SampleHooks:
         for plugin, implementation in self.hooks["headwater_sample_block"]:
             try:
                 changed = implementation(job=self.job, k=k, samples=samples)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise HeadwaterError(
                     f"headwater_sample_block of the plugin {plugin} failed: {error!r}"
                 ) from error
@@ -321,12 +321,11 @@ def _write_block(
     beside = final.with_name(f".{os.getpid()}-{final.name}")
     try:
         sampler.writer.write(samples, beside, k * sampler.block_size)
-        fsync(beside)
-        if final.is_dir():
-            shutil.rmtree(final)
+        sync(beside)
         beside.rename(final)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove(beside)
         raise RunError(
             f"cannot write {final}: {error.strerror}; the blocks before are whole: "
             "make room and give the same command"
@@ -340,45 +339,72 @@ def _stream(
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     suffix = sampler.writer.suffix_of(path)
-    if path.exists() and not force:
-        raise RunError(f"{path} exists; choose another -o or pass --force")
+    _check_free(path, force)
     parts = path.with_name(f"{path.name}.parts")
-    try:
-        _open_parts(parts, job, force)
-    except OSError as error:
-        raise RunError(f"cannot write in {path.parent}: {error.strerror}") from error
-    total = sampler.blocks(job.items)
-    missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
-    hooks = _SampleHooks(job)
-    hooks.call("headwater_sample_start")
-    with Progress(total, total - len(missing), label=job.what.partition(":")[2], unit="blocks") as bar:
-        if workers == 1 or len(missing) < 2:
-            condition = items if items is not None else _job_condition(model, job)
-            for done, k in enumerate(missing, total - len(missing) + 1):
-                _write_block(sampler, hooks, k, condition, parts, suffix)
-                bar.advance(done)
-        else:
-            _in_workers(model, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        sampler.writer.join([_part(parts, k, suffix) for k in range(total)], beside)
-        sampler.writer.finish(beside)
-        if path.exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        beside.rename(path)
-        fsync(path.parent)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; the blocks in {parts.name} are whole: "
-            "make room and give the same command"
-        ) from error
-    shutil.rmtree(parts)
+    with _holding(parts, path):
+        _check_free(path, force)  # again: another process may have finished it meanwhile
+        try:
+            _open_parts(parts, job, force)
+        except OSError as error:
+            raise RunError(f"cannot write in {parts}: {error.strerror}") from error
+        total = sampler.blocks(job.items)
+        missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
+        hooks = _SampleHooks(job)
+        hooks.call("headwater_sample_start")
+        with Progress(total, total - len(missing), label=job.what.partition(":")[2], unit="blocks") as bar:
+            if workers == 1 or len(missing) < 2:
+                condition = items if items is not None else _job_condition(model, job)
+                for done, k in enumerate(missing, total - len(missing) + 1):
+                    _write_block(sampler, hooks, k, condition, parts, suffix)
+                    bar.advance(done)
+            else:
+                _in_workers(model, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
+        _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
+        shutil.rmtree(parts, ignore_errors=True)
     hooks.call("headwater_sample_end", path=path)
     return path
 
 
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise RunError(f"{path} exists; choose another -o or pass --force")
+
+
+def _join(sampler: Sampler, blocks: list[Path], beside: Path, path: Path) -> None:
+    """Join the blocks beside, and put the whole in place."""
+    try:
+        remove(beside)
+        sampler.writer.join(blocks, beside)
+        sampler.writer.finish(beside)
+        sync(beside)
+        remove(path)
+        beside.rename(path)
+        fsync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            remove(beside)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; the blocks in {path.name}.parts are whole: "
+            "make room and give the same command"
+        ) from error
+
+
+@contextmanager
+def _holding(parts: Path, path: Path) -> Iterator[None]:
+    """Keep other processes from working on the same output."""
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write in {path.parent}: {error.strerror}") from error
+    lock = hold(parts / ".lock", path)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
 def _open_parts(parts: Path, job: SampleJob, force: bool) -> None:
+    """Say in the folder of parts which job they are of; parts of another are refused, or removed by ``force``."""
     note = parts / "job.json"
     identity = job.identity()
     if note.exists():
@@ -390,8 +416,12 @@ def _open_parts(parts: Path, job: SampleJob, force: bool) -> None:
             return
         if not force:
             raise RunError(f"{parts} holds the parts of another job; remove it or pass --force")
-        shutil.rmtree(parts)
-    parts.mkdir(parents=True, exist_ok=True)
+        note.unlink()
+    for block in [
+        *parts.glob("block-*"),
+        *parts.glob(".*-block-*"),
+    ]:  # without a note, nobody knows of which job
+        remove(block)
     write_text(note, json.dumps(identity, indent=1))
 
 
@@ -404,6 +434,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(run: str, device: str, job: SampleJob) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     model = Model(run, device=device)
     kind, _, name = job.what.partition(":")
     if kind == "sampler":
@@ -413,6 +444,14 @@ def _start_worker(run: str, device: str, job: SampleJob) -> None:
         sampler = model.operation(name, job.config)
         condition = _items(sampler, Path(job.input or ""))
     _worker.update(sampler=sampler, hooks=_SampleHooks(job), condition=condition)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next block for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(k: int, parts: str, suffix: str) -> int:
@@ -435,7 +474,8 @@ def _in_workers(
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
     done = total - len(missing)
     with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
-        waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
+        with _without_interrupts():
+            waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -451,6 +491,16 @@ def _in_workers(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that a Ctrl-C does not reach: their parent has them finish the block at hand."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_workers_know(model: Model, job: SampleJob) -> None:

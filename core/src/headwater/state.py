@@ -8,6 +8,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,17 @@ from safetensors.torch import load_file, save_file
 
 from headwater.errors import RunError
 
-__all__ = ["fsync", "load_state", "save_state", "sha256", "verify_checksums", "write_checksums", "write_text"]
+__all__ = [
+    "fsync",
+    "load_state",
+    "remove",
+    "save_state",
+    "sha256",
+    "sync",
+    "verify_checksums",
+    "write_checksums",
+    "write_text",
+]
 
 CHECKSUMS = "checksums.json"
 
@@ -30,6 +42,21 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync(path: Path) -> None:
+    """Put a file, or a folder with all that is in it, on the disk."""
+    for inner in sorted(path.rglob("*")) if path.is_dir() else ():
+        fsync(inner)
+    fsync(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,7 +147,13 @@ def save_state(folder: Path, name: str, state: Any) -> list[str]:
     encode = _Encoder()
     tree = encode(state, name)
     tensors, text = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_file(encode.tensors, tensors)
+    try:
+        save_file(encode.tensors, tensors)
+    except SafetensorError as error:  # its text alone tells a full disk from another fault
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(tensors)) from error
     text.write_text(json.dumps({"schema": 1, "state": tree}, allow_nan=False), encoding="utf-8")
     fsync(tensors)
     fsync(text)

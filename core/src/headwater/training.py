@@ -1,9 +1,11 @@
 """Training a method: start a run, go on with one, or take over official weights."""
 
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from torch import nn
 from headwater import registry, seeding
 from headwater.config import merge, to_toml, validate
 from headwater.entries import MethodEntry
-from headwater.errors import DataError, PluginError, RunError, UsageError
-from headwater.fit import Fit, launch, modules_to
+from headwater.errors import INTERRUPTED, DataError, PluginError, RunError, UsageError
+from headwater.fit import Fit, modules_to
+from headwater.ranks import launch, losses, together
 from headwater.resolve import Plan, plan
 from headwater.run import Manifest, Run, Source, circumstances
 from headwater.state import load_state, sha256
@@ -63,20 +66,24 @@ def train(
     if made.fit.devices > 1 and not _in_cli():
         return _train_in_child(made, Path(out), from_runs, force)
     fabric = launch(made.fit)
-    sources, lineage, states = _from(from_runs, made)
-    own = Source(stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=[])
-    path = Path(out)
-    trainer = _trainer(made, fabric, [own, *sources], states)
-    own.modules = list(trainer.modules)
-    if fabric.global_rank == 0:
-        run = Run.create(
-            path, _manifest(made, fabric.world_size, [own, *sources], lineage), made.config, force=force
-        )
-    fabric.barrier()
-    run = Run(path)
-    if fabric.global_rank == 0:
-        run.lock()
-    return _fit(run, made, trainer, fabric, first=bool(states))
+    path, main = Path(out), fabric.global_rank == 0
+    with losses(fabric, path):
+        with together(fabric):  # before what may take long
+            if main:
+                Run.check_free(path, force)
+        with together(fabric):
+            sources, lineage, states = _from(from_runs, made)
+            settings = made.config["trainer"].model_dump(mode="json")
+            own = Source(stage=made.stage.name, trainer=settings, modules=[])
+            trainer = _trainer(made, fabric, [own, *sources], states)
+            own.modules = list(trainer.modules)
+        with together(fabric):
+            if main:
+                manifest = _manifest(made, fabric.world_size, [own, *sources], lineage)
+                Run.create(path, manifest, made.config, force=force)
+        run = Run(path)
+        with _holding(run, fabric):
+            return _fit(run, Fit(run, trainer, made.task, made.fit, fabric), first=bool(states))
 
 
 def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
@@ -102,30 +109,52 @@ def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
             run.path,
         )
     fabric = launch(made.fit)
-    if fabric.global_rank == 0:
-        run.lock()
-        if max_steps is not None:
-            run.write_config(made.config)
+    with losses(fabric, run.path), _holding(run, fabric):
+        with together(fabric):
+            step = _where_to_go_on(run, fabric.world_size)
+            states = [model_state(run, step)] if step is not None else []
+            facts = states[0]["facts"] if states else None
+            trainer = _trainer(made, fabric, run.manifest.sources, states, facts=facts)
+            fit = Fit(run, trainer, made.task, made.fit, fabric)
+            if step is not None:
+                fit.restore(step)
+        with together(fabric):
+            if fabric.global_rank == 0:
+                run.go_back(step or 0)
+                if max_steps is not None:
+                    run.write_config(made.config)
+        return _fit(run, fit)
+
+
+def _where_to_go_on(run: Run, processes: int) -> int | None:
+    """The step of the latest whole checkpoint, if these processes can go on from there; ``None`` for the start."""
+    if run.manifest.processes != processes:
+        raise RunError(
+            f"{run.path} was trained by {run.manifest.processes} processes; "
+            f"resume it with as many, not {processes}"
+        )
     step = run.latest()
     if step is None and run.manifest.lineage:
         raise RunError(f"{run.path} stopped before its first checkpoint; start it again with --force")
-    states = [model_state(run, step)] if step is not None else []
-    trainer = _trainer(
-        made, fabric, run.manifest.sources, states, facts=states[0]["facts"] if states else None
-    )
-    return _fit(run, made, trainer, fabric, first=False)
+    return step
 
 
-def _fit(run: Run, made: Plan, trainer: Trainer, fabric: Any, *, first: bool) -> Run:
-    fit = Fit(run, trainer, made.task, made.fit, fabric)
-    fit.restore()
-    if first:
-        fit.save()
+@contextmanager
+def _holding(run: Run, fabric: Any) -> Iterator[None]:
+    """Have rank 0 hold the run for all."""
+    with together(fabric):
+        if fabric.global_rank == 0:
+            run.lock()
     try:
-        reason = fit()
+        yield
     finally:
         run.unlock()
-    run.reason = reason
+
+
+def _fit(run: Run, fit: Fit, *, first: bool = False) -> Run:
+    if first:
+        fit.save()
+    run.reason = fit()
     return run
 
 
@@ -148,11 +177,25 @@ def _train_in_child(made: Plan, out: Path, from_runs: Sequence[str | Path], forc
 
 
 def _child(arguments: list[str], out: Path) -> Run:
-    done = subprocess.run([sys.executable, "-m", "headwater", *arguments], check=False)
-    if done.returncode != 0:
-        raise RunError(
-            f"training in a child process ended with exit code {done.returncode}; its message is above"
-        )
+    child = subprocess.Popen([sys.executable, "-m", "headwater", *arguments])
+    asked = 0
+    while True:
+        try:
+            code = child.wait()
+            break
+        except (
+            KeyboardInterrupt
+        ):  # the child saves and ends, as it would alone; at the second one it ends at once
+            child.send_signal(signal.SIGTERM if asked == 0 else signal.SIGINT)
+            asked += 1
+    if code == INTERRUPTED and Run(out).checkpoints():
+        run = Run(out)
+        run.reason = "interrupted"
+        return run
+    if asked:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise RunError(f"training in a child process ended with exit code {code}; its message is above")
     return Run(out)
 
 

@@ -217,8 +217,9 @@ def check_interrupted_sampling(bench: Bench) -> None:
     path = bench.folder / f"interrupted{suffix}"
     parts = path.with_name(path.name + ".parts")
     job.items, job.seed = n, 5
-    sampling._open_parts(parts, job, force=False)
-    sampling._write_block(sampler, sampling._SampleHooks(job), 0, _no_condition(model), parts, suffix)
+    with sampling._holding(parts, path):
+        sampling._open_parts(parts, job, force=False)
+        sampling._write_block(sampler, sampling._SampleHooks(job), 0, _no_condition(model), parts, suffix)
     assert digest(model.sample_to(path, n, seed=5)) == expected
     assert not parts.exists(), "the parts of a finished job are left behind"
 
