@@ -5,8 +5,9 @@ matrix of every edge, the proxy molecule by molecule with the matrix of every bo
 in the loss. This is what a reader of the papers writes first; it is no code of their authors.
 
 As in the published code the loss takes the graphs of a batch together; ``--apart`` takes them one by one. It leaves
-out what that code spends beside: the proxy is called once for a molecule and not three times at its end, all is
-float32, and of the actions that lead to one child only the one taken counts, so that nothing must be compared.
+out what that code spends beside: the proxy is called once for a molecule and not three times at its end, and all is
+float32 (``--double`` is float64, the published default). As there, of the actions that lead to one child only the one
+taken counts, and every block at an end counts as a parent, so nothing must be compared.
 """
 
 import json
@@ -104,7 +105,10 @@ class PlainProxy(nn.Module):
     def __init__(self, path: str, width: int = 64) -> None:
         super().__init__()
         with np.load(path) as file:
-            arrays = {n.partition("_")[2]: torch.from_numpy(file[n]) for n in file.files}
+            arrays = {
+                n.partition("_")[2]: torch.tensor(file[n], dtype=torch.get_default_dtype())
+                for n in file.files
+            }
         self.enter, self.leave = nn.Linear(71, width), nn.Linear(2 * width, 1)
         self.edge = nn.Sequential(nn.Linear(4, 128), nn.LeakyReLU(), nn.Linear(128, width * width))
         self.gru, self.lstm = nn.GRU(width, width), nn.LSTM(2 * width, width)
@@ -141,7 +145,7 @@ class PlainProxy(nn.Module):
             features += [[float(bond.GetBondType() == kind) for kind in kinds]] * 2
         if not ends:
             ends, features = [(0, 0)], [[0.0] * 4]
-        return torch.from_numpy(x), torch.tensor(ends).T, torch.tensor(features)
+        return torch.from_numpy(x).to(torch.get_default_dtype()), torch.tensor(ends).T, torch.tensor(features)
 
     @torch.no_grad()
     def forward(self, mol: Any, stems: Sequence[int]) -> float:
@@ -300,7 +304,8 @@ def loss_of(
         graphs = graphs_of(library, molecules)
         stems, stop, flow = network(graphs)
         ends = [*graphs.first_stem[1:], len(stems)]
-        log_p = [(stems[i:j], stop[k], flow[k]) for k, (i, j) in enumerate(zip(graphs.first_stem, ends, strict=True))]  # fmt: skip
+        spans = zip(graphs.first_stem, ends, strict=True)
+        log_p = [(stems[i:j], stop[k], flow[k]) for k, (i, j) in enumerate(spans)]
     total, n, first = torch.zeros(()), 0, 0
     for trajectory in trajectories:
         before = 0.0
@@ -360,9 +365,7 @@ def different_parents(library: Library, molecule: Molecule) -> int:
             continue
         slots = [i for i in range(len(molecule.blocks)) if i != gone]
         kept = [bond for bond in molecule.bonds if gone not in (bond[0], bond[2])]
-        freed = [
-            (j, b) if i == gone else (i, a) for i, a, j, b in molecule.bonds if gone in (i, j)
-        ]
+        freed = [(j, b) if i == gone else (i, a) for i, a, j, b in molecule.bonds if gone in (i, j)]
         stems = [stem for stem in molecule.stems if stem[0] != gone] + freed
         parent = Molecule(
             [molecule.blocks[i] for i in slots],
@@ -388,8 +391,11 @@ def arguments() -> Any:
 def main() -> None:
     parser = arguments()
     parser.add_argument("--apart", action="store_true", help="one graph at a time in the loss, too")
+    parser.add_argument("--double", action="store_true", help="float64")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.double:
+        torch.set_default_dtype(torch.float64)
     torch.manual_seed(options.seed)
     library, proxy = Library(options.blocks), PlainProxy(options.proxy)
     network = PlainAgent(library, options.width, options.convolutions)
