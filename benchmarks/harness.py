@@ -134,19 +134,23 @@ def ratios(
     return of_medians, statistics.median(a[r] / b[r] for r in both)
 
 
-def table(measured: Sequence[Mapping[str, Any]], first: str) -> str:
-    """Markdown: medians of every contestant on every workload, and how many times faster ``first`` is."""
+def table(measured: Sequence[Mapping[str, Any]], first: str, unit: str = "steps") -> str:
+    """Markdown: medians of every contestant on every workload, and how many times faster ``first`` is.
+
+    With ``unit`` other than steps the rates are multiplied by the ``batch`` that a contestant reports.
+    """
     lines = [
-        "| workload | contestant | steps / CPU s | spread | steps / s | length | ready | ratio | by rounds |",
+        f"| workload | contestant | {unit} / CPU s | spread | {unit} / s | length | ready | ratio | by rounds |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for workload in dict.fromkeys(m["workload"] for m in measured):
         here = [m for m in measured if m["workload"] == workload]
         for name in dict.fromkeys(m["contestant"] for m in here):
             own = [m for m in here if m["contestant"] == name]
-            rates = [m["steps_per_cpu_second"] for m in own]
+            each = 1 if unit == "steps" else own[0]["batch"]
+            rates = [each * m["steps_per_cpu_second"] for m in own]
             middle = statistics.median(rates)
-            wall = statistics.median(m["steps_per_second"] for m in own)
+            wall = statistics.median(each * m["steps_per_second"] for m in own)
             length = statistics.median(m["mean_length"] for m in own)
             ready = statistics.median(m["setup_cpu_seconds"] for m in own)
             found = None if name == first else ratios(here, first, name, "steps_per_cpu_second")

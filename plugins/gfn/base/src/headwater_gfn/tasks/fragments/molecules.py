@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from headwater_gfn.tasks.fragments.library import Block, rdkit
@@ -11,11 +12,16 @@ __all__ = ["Molecule", "assemble", "join"]
 
 @dataclass(frozen=True)
 class Molecule:
-    """A molecule made of blocks: RDKit's ``mol``, its canonical SMILES, and the atoms of its free stems."""
+    """A molecule made of blocks: RDKit's ``mol``, its SMILES where that is known, and the atoms of its free stems."""
 
     mol: Any
-    smiles: str
+    known_smiles: str | None
     stems: tuple[int, ...]
+
+    @cached_property
+    def smiles(self) -> str:
+        """The SMILES, canonical where it is made here. Most molecules are never written down."""
+        return self.known_smiles or str(rdkit("Chem").MolToSmiles(self.mol))
 
 
 def join(parts: Sequence[Any], bonds: Sequence[tuple[int, int, int, int]]) -> Any:
@@ -69,4 +75,4 @@ def assemble(
         free = [first + atoms[row[i]][k] for k in range(len(blocks[row[i]].stems)) if (i, k) not in used]
         stems += free
         first += mols[row[i]].GetNumAtoms()
-    return Molecule(mol, rdkit("Chem").MolToSmiles(mol), tuple(stems))
+    return Molecule(mol, None, tuple(stems))

@@ -23,7 +23,11 @@ N_FEATURES = 71
 BONDS = 4
 NO_BOND = BONDS
 """The kind of the edge from atom 0 to itself that a molecule without bonds has: its features are all zero."""
-CHUNK = 256
+KIND = np.array([-1, -1, 0, 3, 1, -1, 2])
+"""The kind of a bond by twice its order: single, double, triple, aromatic."""
+HYBRIDS = ("SP", "SP2", "SP3")
+CHUNK = 64
+"""Molecules at once: more of them do not stay in the processor's cache."""
 
 
 class Atoms:
@@ -44,42 +48,45 @@ def atoms_of(molecules: Sequence[Molecule]) -> Atoms:
     70 whether it has a free stem; without any the first atom counts as one.
     """
     chem = rdkit("Chem")
-    hybrid = {getattr(chem.HybridizationType, name): 10 + i for i, name in enumerate(("SP", "SP2", "SP3"))}
-    kind = {
-        getattr(chem.BondType, name): i for i, name in enumerate(("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC"))
-    }
-    n = sum(m.mol.GetNumAtoms() for m in molecules)
-    features = np.zeros((n, N_FEATURES), dtype=np.float32)
-    edges: list[tuple[int, int, int]] = []
-    owner = np.empty(n, dtype=np.int64)
+    rows: dict[tuple[Any, ...], int] = {}
+    row_of: list[int] = []
+    stems, sources, targets, bonds, sizes = [], [], [], [], []
     first = 0
-    for k, molecule in enumerate(molecules):
+    for molecule in molecules:
         mol = molecule.mol
-        for i, atom in enumerate(mol.GetAtoms(), first):
-            number = atom.GetAtomicNum()
-            if number > N_ELEMENTS:
+        n = mol.GetNumAtoms()
+        for atom in map(mol.GetAtomWithIdx, range(n)):
+            traits = (
+                atom.GetAtomicNum(), atom.GetIsAromatic(), atom.GetHybridization(), atom.GetTotalNumHs(True)
+            )  # fmt: skip
+            if traits[0] > N_ELEMENTS:
                 raise DataError(
                     f"the sEH proxy knows the elements up to barium, and {molecule.smiles!r} has another"
                 )
-            row = features[i]
-            row[ELEMENTS.get(number, 5)] = 1
-            row[9] = atom.GetIsAromatic()
-            if atom.GetHybridization() in hybrid:
-                row[hybrid[atom.GetHybridization()]] = 1
-            row[13] = atom.GetTotalNumHs(True)
-            row[13 + number] = 1
-        for stem in molecule.stems or (0,):
-            features[first + stem, 70] = 1
-        bonds = [
-            (first + b.GetBeginAtomIdx(), first + b.GetEndAtomIdx(), kind[b.GetBondType()])
-            for b in mol.GetBonds()
-        ]
-        edges += bonds + [(j, i, b) for i, j, b in bonds] if bonds else [(first, first, NO_BOND)]
-        after = first + mol.GetNumAtoms()
-        owner[first:after] = k
-        first = after
-    source, target, bond = torch.tensor(edges, dtype=torch.int64).unbind(1)
-    return Atoms(torch.from_numpy(features), source, target, bond, torch.from_numpy(owner))
+            row_of.append(rows.setdefault(traits, len(rows)))
+        stems += [first + stem for stem in molecule.stems or (0,)]
+        order = chem.GetAdjacencyMatrix(mol, useBO=True)
+        source, target = order.nonzero()
+        bonds.append(KIND[(2 * order[source, target]).astype(np.int64)] if len(source) else [NO_BOND])
+        sources.append(first + source if len(source) else [first])
+        targets.append(first + target if len(source) else [first])
+        sizes.append(n)
+        first += n
+    features = np.stack([_features(*traits) for traits in rows])[row_of]
+    features[stems, 70] = 1
+    ends = (torch.from_numpy(np.concatenate(x)) for x in (sources, targets, bonds))
+    return Atoms(torch.from_numpy(features), *ends, torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)))
+
+
+def _features(number: int, aromatic: bool, hybridization: Any, hydrogens: int) -> Any:
+    row = np.zeros(N_FEATURES, dtype=np.float32)
+    row[ELEMENTS.get(number, 5)] = 1
+    row[9] = aromatic
+    if hybridization.name in HYBRIDS:
+        row[10 + HYBRIDS.index(hybridization.name)] = 1
+    row[13] = hydrogens
+    row[13 + number] = 1
+    return row
 
 
 class Proxy(nn.Module):
@@ -121,15 +128,16 @@ class Proxy(nn.Module):
         """Scores (B,)."""
         act = nn.functional.leaky_relu
         h = act(self.enter(atoms.features.to(self.bias.dtype)))
-        n = len(h)
-        matrices = self.edge_matrices().transpose(0, 1).reshape(self.width, -1)
-        root = self.root.T if self.linear_root else self.root
-        pick = atoms.source * (BONDS + 1) + atoms.bond
-        degree = h.new_zeros(n).index_add(0, atoms.target, torch.ones_like(pick, dtype=h.dtype)).clamp_min(1)
+        root = self.root if self.linear_root else self.root.T
+        by_kind = atoms.bond.argsort(stable=True)
+        source, target = atoms.source[by_kind], atoms.target[by_kind]
+        sizes = atoms.bond.bincount(minlength=BONDS + 1).tolist()
+        kinds = [x for x in zip(source.split(sizes), self.edge_matrices(), strict=True) if len(x[0])]
+        share = 1 / h.new_zeros(len(h)).index_add(0, target, h.new_ones(len(target))).clamp_min(1).unsqueeze(1)
         for _ in range(self.steps):
-            sent = (h @ matrices).view(n * (BONDS + 1), self.width)[pick]
-            mean = torch.zeros_like(h).index_add(0, atoms.target, sent) / degree.unsqueeze(1)
-            h = self.recur(act(mean + h @ root + self.bias), h)
+            sent = torch.cat([h[of] @ matrix for of, matrix in kinds])
+            mean = torch.zeros_like(h).index_add(0, target, sent) * share
+            h = self.recur(act(mean + nn.functional.linear(h, root, self.bias)), h)
         return self.leave(self._set2set(h, atoms)).squeeze(1)
 
     def _set2set(self, h: Tensor, atoms: Atoms, rounds: int = 3) -> Tensor:

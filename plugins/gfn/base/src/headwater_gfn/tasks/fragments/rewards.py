@@ -84,7 +84,6 @@ def _imported(name: str) -> Callable[[list[str]], Any]:
 
 def _checked(name: str, score: Callable[[Sequence[Molecule]], Any]) -> Scorer:
     def checked(molecules: Sequence[Molecule]) -> list[float]:
-        first = molecules[0].smiles
         try:
             found = score(molecules)
             if isinstance(found, torch.Tensor):
@@ -92,13 +91,13 @@ def _checked(name: str, score: Callable[[Sequence[Molecule]], Any]) -> Scorer:
             values = np.asarray(found, dtype=np.float64)
         except Exception as error:  # the user's scorer may raise anything
             raise PluginError(
-                f"the scorer {name!r} failed on {len(molecules)} molecules, the first {first!r}: "
+                f"the scorer {name!r} failed on {len(molecules)} molecules, the first {molecules[0].smiles!r}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if values.shape != (len(molecules),):
             raise PluginError(
                 f"the scorer {name!r} gave an array of shape {values.shape} for {len(molecules)} molecules, "
-                f"the first {first!r}; it must give one number for each"
+                f"the first {molecules[0].smiles!r}; it must give one number for each"
             )
         for molecule, value in zip(molecules, values.tolist(), strict=True):
             if not math.isfinite(value):
