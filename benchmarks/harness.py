@@ -121,9 +121,7 @@ def interleave(
     return measured
 
 
-def ratios(
-    measured: Sequence[Mapping[str, Any]], first: str, other: str, key: str
-) -> tuple[float, float] | None:
+def ratios(measured: Sequence[Mapping[str, Any]], first: str, other: str, key: str) -> tuple[float, float] | None:
     """Ratio of the medians of ``first`` and ``other``, and the median of their ratios round by round."""
     a = {m["repeat"]: m[key] for m in measured if m["contestant"] == first}
     b = {m["repeat"]: m[key] for m in measured if m["contestant"] == other}

@@ -267,9 +267,7 @@ def test_five_kills_through_the_command_line(whole, samples, tmp_path):
 def test_ctrl_c_and_sigterm_end_training_with_one_line_and_it_goes_on(whole, tmp_path, numbers):
     run, log = tmp_path / "run", tmp_path / "log"
     process = fork(
-        lambda: call(
-            "train", "gfn-fl", "--task", "hypergrid", "--config", whole / "config.toml", "--out", run
-        ),
+        lambda: call("train", "gfn-fl", "--task", "hypergrid", "--config", whole / "config.toml", "--out", run),
         log,
     )
     while not (run / "checkpoints" / "step-10").exists():
@@ -299,9 +297,7 @@ def test_ctrl_c_before_the_run_is_made_says_to_give_the_same_command(whole, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_and_sigterm_end_sampling_with_one_line_and_it_goes_on(
-    whole, samples, tmp_path, number, workers
-):
+def test_ctrl_c_and_sigterm_end_sampling_with_one_line_and_it_goes_on(whole, samples, tmp_path, number, workers):
     out, log = tmp_path / "a.csv", tmp_path / "log"
     words = ("sample", whole, "-n", SAMPLES, "-o", out)
 
@@ -503,9 +499,7 @@ def test_a_read_only_folder_is_said_in_one_line_and_nothing_in_it_changes(whole,
             r"error: cannot (write in|make the run) .*: (Read-only file system|Permission denied)$", line
         ), line
     assert same(result(run), result(whole))
-    in_child(
-        lambda: call("sample", run, "-n", 3, "-o", tmp_path / "a.csv"), tmp_path / "log"
-    )  # reading is fine
+    in_child(lambda: call("sample", run, "-n", 3, "-o", tmp_path / "a.csv"), tmp_path / "log")  # reading is fine
 
 
 # Two processes at once

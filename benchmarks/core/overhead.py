@@ -82,9 +82,7 @@ class Plugin:
     @hook
     def headwater_methods(self) -> list[MethodEntry]:
         here = __name__
-        train = StageEntry(
-            name="train", summary="A line.", trainer=f"{here}:LineTrainer", config=f"{here}:LineConfig"
-        )
+        train = StageEntry(name="train", summary="A line.", trainer=f"{here}:LineTrainer", config=f"{here}:LineConfig")
         draw = SamplerEntry(
             name="draw", summary="Points.", sampler=f"{here}:LineSampler", config=f"{here}:SamplerConfig"
         )

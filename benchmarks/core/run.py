@@ -74,9 +74,7 @@ def make_plugins(folder: Path, count: int) -> None:
         (folder / f"made_plugin_{i}.py").write_text(PLUGIN.replace("{i}", str(i)), encoding="utf-8")
         info = folder / f"made_{i}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: made-{i}\nVersion: 1.0\n", encoding="utf-8"
-        )
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: made-{i}\nVersion: 1.0\n", encoding="utf-8")
         (info / "entry_points.txt").write_text(f"[headwater]\nmade-{i} = made_plugin_{i}\n", encoding="utf-8")
 
 
@@ -95,9 +93,7 @@ def discovery(python: str, core: int | None, repeats: int, counts: tuple[int, ..
                     _, out = child(command, core, PYTHONPATH=path)
                     if repeat >= 0:
                         line = json.loads(out)
-                        measured.append(
-                            {"part": "discovery", "way": way, "count": count, "repeat": repeat, **line}
-                        )
+                        measured.append({"part": "discovery", "way": way, "count": count, "repeat": repeat, **line})
     return measured
 
 
@@ -125,9 +121,7 @@ def report(measured: list[dict[str, Any]], say: Callable[[str], None] = print) -
             middle(measured, part="discovery", count=count, way=w) for w in ("discover", "import", "call")
         )
         say(f"| discovery of {count} | {own * 1e3:.0f} ms | {other * 1e3:.0f} ms | {own / other:.2f} | 1.5 |")
-        say(
-            f"| ... their hooks called too | {own * 1e3:.0f} ms | {called * 1e3:.0f} ms | {own / called:.2f} | |"
-        )
+        say(f"| ... their hooks called too | {own * 1e3:.0f} ms | {called * 1e3:.0f} ms | {own / called:.2f} | |")
     if "fit" in parts:
         own, other = (middle(measured, key, part="fit") for key in ("by_fit", "by_hand"))
         say(f"| a step of fit | {own:.1f} us | {other:.1f} us | {own / other:.3f} | 1.02 or + 20 us |")
@@ -135,9 +129,7 @@ def report(measured: list[dict[str, Any]], say: Callable[[str], None] = print) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--python", default=sys.executable, help="interpreter that has headwater and its plugins"
-    )
+    parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater and its plugins")
     parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(

@@ -41,9 +41,7 @@ MARKS = (100, 250, 500, 1000, 2000)
 SAMPLES = 4096
 
 
-def one_run(
-    folder: Path, task: str, mode: str, seed: int, energies: Path | None, cosine: int | None
-) -> dict[str, Any]:
+def one_run(folder: Path, task: str, mode: str, seed: int, energies: Path | None, cosine: int | None) -> dict[str, Any]:
     """Train once; what was found at each mark."""
     steps = cosine or STEPS[task]
     exploration = EXPLORATION[task][("fl-db", "db", "tb").index(MODES[mode]["objective"])]
@@ -154,25 +152,17 @@ def figure(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--energies", type=Path, help="JSON with the official energies of the sizes")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
-    parser.add_argument(
-        "--figure", type=Path, default=HERE.parents[1] / "docs" / "figures" / "gfn-fl-evidence.svg"
-    )
+    parser.add_argument("--figure", type=Path, default=HERE.parents[1] / "docs" / "figures" / "gfn-fl-evidence.svg")
     options = parser.parse_args()
     began, runs = time.time(), []
-    plan = [
-        (task, mode, seed, None) for task in options.tasks for mode in MODES for seed in range(options.seeds)
-    ]
+    plan = [(task, mode, seed, None) for task in options.tasks for mode in MODES for seed in range(options.seeds)]
     if "tiny" in options.tasks:
-        plan += [
-            ("tiny", mode, seed, 8000) for mode in MODES if "FL" in mode for seed in range(options.seeds)
-        ]
+        plan += [("tiny", mode, seed, 8000) for mode in MODES if "FL" in mode for seed in range(options.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         for task, mode, seed, cosine in plan:
             run = one_run(Path(folder), task, mode, seed, options.energies, cosine)

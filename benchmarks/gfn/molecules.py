@@ -17,9 +17,7 @@ STEPS = {"headwater": {16: 8, 64: 3}, "plain": {16: 2, 64: 1}}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", required=True, metavar="FILE", help="JSON with the library of blocks")
-    parser.add_argument(
-        "--proxy", required=True, metavar="FILE", help="NPZ with the weights of the sEH proxy"
-    )
+    parser.add_argument("--proxy", required=True, metavar="FILE", help="NPZ with the weights of the sEH proxy")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater-gfn-fl")
     parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -38,9 +36,7 @@ def main() -> None:
     for width in WIDTHS:
         found = run(own, ["--width", str(width), "--batch", "4", "--check"], options.core)
         checks[str(width)] = {name: found[name] for name in ("losses", "largest_difference")}
-        print(
-            f"width {width}: the losses differ by {found['largest_difference']:.1e} at most", file=sys.stderr
-        )
+        print(f"width {width}: the losses differ by {found['largest_difference']:.1e} at most", file=sys.stderr)
     for mode in options.modes:
         for width in WIDTHS:
             for batch in BATCHES:
@@ -51,9 +47,7 @@ def main() -> None:
                         contestant("plain-double", "--double"),
                     ]
                 for c in contestants:
-                    steps = STEPS["headwater" if c is own else "plain"][batch] * (
-                        2 if mode == "sample" else 1
-                    )
+                    steps = STEPS["headwater" if c is own else "plain"][batch] * (2 if mode == "sample" else 1)
                     words = ["--mode", mode, "--width", width, "--batch", batch, "--warmup", 1]
                     words += ["--steps", 1 if options.quick else steps]
                     jobs.append((f"{mode}, width {width}, batch {batch}", c, [str(w) for w in words]))

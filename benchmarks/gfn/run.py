@@ -32,9 +32,7 @@ def peers(options: argparse.Namespace) -> dict[str, str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that choose interpreters and the core."""
     parser.add_argument("--headwater", default=sys.executable, help="interpreter that has headwater-gfn-fl")
-    parser.add_argument(
-        "--torchgfn", metavar="PYTHON", help="interpreter that has torchgfn; 'none' leaves it out"
-    )
+    parser.add_argument("--torchgfn", metavar="PYTHON", help="interpreter that has torchgfn; 'none' leaves it out")
     parser.add_argument("--gfnx", metavar="PYTHON", help="interpreter that has gfnx; 'none' leaves it out")
     parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
@@ -48,17 +46,13 @@ def main() -> None:
     options = parser.parse_args()
     repeats = 1 if options.quick else options.repeats
     interpreters = {"headwater": options.headwater, **peers(options)}
-    grid = {
-        name: Contestant(name, python, SCRIPTS / f"{name}_grid.py") for name, python in interpreters.items()
-    }
+    grid = {name: Contestant(name, python, SCRIPTS / f"{name}_grid.py") for name, python in interpreters.items()}
     jobs = []
     for mode in options.modes:
         contestants = list(grid.values())
         if mode == "sample":
             own = ("--through", "sampler")
-            contestants.append(
-                Contestant("headwater-sampler", options.headwater, SCRIPTS / "headwater_grid.py", own)
-            )
+            contestants.append(Contestant("headwater-sampler", options.headwater, SCRIPTS / "headwater_grid.py", own))
         for (d, h, b), steps in WORKLOADS.items():
             steps = 3 if options.quick else steps * (2 if mode == "sample" else 1)
             arguments = ["--mode", mode, "--dimensions", d, "--side", h, "--batch", b, "--steps", steps]

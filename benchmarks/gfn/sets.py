@@ -15,12 +15,8 @@ SIZES = {"small": (60, 1.0), "medium": (20, 0.5)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--energies", required=True, metavar="FILE", help="CSV or JSON with the item energies"
-    )
-    parser.add_argument(
-        "--official", metavar="DIR", help="a checkout of the authors' repository, which is run too"
-    )
+    parser.add_argument("--energies", required=True, metavar="FILE", help="CSV or JSON with the item energies")
+    parser.add_argument("--official", metavar="DIR", help="a checkout of the authors' repository, which is run too")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater-gfn-fl")
     parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
     parser.add_argument("--repeats", type=int, default=5)
@@ -35,9 +31,7 @@ def main() -> None:
         found = run(own, ["--size", size, "--check", *official], options.core)
         checks[size] = {name: found[name] for name in ("losses", "largest_difference")}
         print(f"set-{size}: the losses differ by {found['largest_difference']:.1e} at most", file=sys.stderr)
-        plain = Contestant(
-            "plain", options.python, SCRIPTS / "plain_sets.py", (*energies, "--uniform", str(uniform))
-        )
+        plain = Contestant("plain", options.python, SCRIPTS / "plain_sets.py", (*energies, "--uniform", str(uniform)))
         contestants = [own, plain]
         if official:
             contestants.append(Contestant("official", options.python, SCRIPTS / "official_sets.py", official))

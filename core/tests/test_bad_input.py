@@ -55,9 +55,7 @@ def fill(folder, leave=0):
 @pytest.mark.parametrize("where", ["file.txt/run", "/proc/run"])
 def test_a_run_where_nothing_can_be_written_is_refused_in_one_line(tmp_path, where):
     (tmp_path / "file.txt").write_text("a file")
-    with pytest.raises(
-        RunError, match=r"cannot make the run .*(Not a directory|No such file|not permitted)"
-    ) as raised:
+    with pytest.raises(RunError, match=r"cannot make the run .*(Not a directory|No such file|not permitted)") as raised:
         train(tmp_path / where)
     assert "\n" not in str(raised.value)
 

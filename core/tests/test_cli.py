@@ -119,9 +119,7 @@ def test_describe(cli):
 
 
 def test_convert(cli, tmp_path):
-    net = torch.nn.Sequential(
-        torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 1)
-    )
+    net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 1))
     torch.save({**net.state_dict(), "log_z": torch.tensor(2.0)}, tmp_path / "official.pt")
     code, out, err = cli("convert", "toy", tmp_path / "official.pt", "--out", tmp_path / "run")
     assert (code, out) == (0, f"converted: {tmp_path / 'run'}\n"), err
@@ -296,7 +294,5 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 def test_error_classes_carry_their_exit_codes():
     assert (headwater.UsageError.exit_code, headwater.ConfigError.exit_code) == (2, 2)
-    assert {headwater.RunError.exit_code, headwater.DataError.exit_code, headwater.PluginError.exit_code} == {
-        1
-    }
+    assert {headwater.RunError.exit_code, headwater.DataError.exit_code, headwater.PluginError.exit_code} == {1}
     assert isinstance(module.cli, click.Group)

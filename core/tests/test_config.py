@@ -18,9 +18,7 @@ class Outer(Config):
 
 
 def test_assignments_are_read_as_toml_values_else_as_strings():
-    tables = parse_assignments(
-        ["fit.max_steps=7", "trainer.a.b=[1, 2]", "task.path=/some/file", "task.on=true"]
-    )
+    tables = parse_assignments(["fit.max_steps=7", "trainer.a.b=[1, 2]", "task.path=/some/file", "task.on=true"])
     assert tables == {
         "fit": {"max_steps": 7},
         "trainer": {"a": {"b": [1, 2]}},

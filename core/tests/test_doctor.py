@@ -27,50 +27,34 @@ def test_what_ends_or_stops_the_process_costs_one_finding_and_nothing_more(site)
 
 
 def test_a_class_of_the_wrong_kind_is_found(site):
-    swapped = source(
-        "swapped", trainer="fake_swapped.parts:FakeSampler", config="fake_swapped.parts:FakeTask"
-    )
+    swapped = source("swapped", trainer="fake_swapped.parts:FakeSampler", config="fake_swapped.parts:FakeTask")
     install(site, "swapped", swapped)
     found = of("swapped", examine())
     assert (
-        "trainer of stage 'swapped/fit': 'fake_swapped.parts:FakeSampler' is no subclass of headwater.Trainer"
-        in found
+        "trainer of stage 'swapped/fit': 'fake_swapped.parts:FakeSampler' is no subclass of headwater.Trainer" in found
     )
-    assert (
-        "config of task 'swapped-task': 'fake_swapped.parts:FakeTask' is no subclass of pydantic.BaseModel"
-        in found
-    )
+    assert "config of task 'swapped-task': 'fake_swapped.parts:FakeTask' is no subclass of pydantic.BaseModel" in found
 
 
 def test_a_class_that_lacks_a_method_is_found(site):
     install(site, "half", parts=PARTS.replace("def block", "def blok"))
-    assert of("half", examine()) == [
-        "sampler of sampler 'half/plain': 'fake_half.parts:FakeSampler' lacks block"
-    ]
+    assert of("half", examine()) == ["sampler of sampler 'half/plain': 'fake_half.parts:FakeSampler' lacks block"]
 
 
 def test_a_config_without_a_json_schema_is_found(site):
-    parts = "from collections.abc import Callable\n" + PARTS.replace(
-        "block_size: int", "block_size: Callable"
-    )
+    parts = "from collections.abc import Callable\n" + PARTS.replace("block_size: int", "block_size: Callable")
     install(site, "callable", parts=parts)
-    assert "config of stage 'callable/fit': its JSON schema cannot be built: " in " ".join(
-        of("callable", examine())
-    )
+    assert "config of stage 'callable/fit': its JSON schema cannot be built: " in " ".join(of("callable", examine()))
 
 
 def test_a_kind_that_entry_and_class_disagree_on_is_found(site):
     install(site, "kind", parts=PARTS.replace('kind = "fake.kind"', 'kind = "other"'))
-    assert of("kind", examine()) == [
-        "task of task 'kind-task': its entry says kind 'fake.kind', the class 'other'"
-    ]
+    assert of("kind", examine()) == ["task of task 'kind-task': its entry says kind 'fake.kind', the class 'other'"]
 
 
 def test_a_default_task_that_is_not_registered_is_found(site):
     install(site, "taskless", source("taskless").replace('task="taskless-task"', 'task="nowhere"'))
-    assert of("taskless", examine())[0].startswith(
-        "the default task 'nowhere' of 'taskless' is not registered"
-    )
+    assert of("taskless", examine())[0].startswith("the default task 'nowhere' of 'taskless' is not registered")
 
 
 def test_a_stage_that_builds_on_an_unknown_one_is_found(site):

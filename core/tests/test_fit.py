@@ -170,9 +170,7 @@ def test_a_full_disk_says_what_is_safe_and_how_to_go_on(whole, tmp_path, monkeyp
 
     save = state.save_file
     monkeypatch.setattr(state, "save_file", full)
-    with pytest.raises(
-        RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"
-    ):
+    with pytest.raises(RunError, match=r"No space left on device; the checkpoint of step 4 is whole.*headwater resume"):
         train(tmp_path / "run")
     monkeypatch.setattr(state, "save_file", save)
     assert same(states(headwater.resume(tmp_path / "run"), 12), states(whole, 12))
@@ -188,18 +186,14 @@ def test_from_another_run_starts_from_its_weights_and_records_it(whole, tmp_path
         overrides={"fit": {**FIT, "max_steps": 0}},
         from_runs=[whole.path],
     )
-    assert run.manifest.lineage == [
-        {"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}
-    ]
+    assert run.manifest.lineage == [{"path": str(whole.path), "id": whole.manifest.id, "stage": "fit", "step": 12}]
     assert same(run.load(0, "model")["modules"], whole.load(12, "model")["modules"])
 
 
 def test_a_resumed_stage_keeps_the_modules_and_facts_that_it_carries_along(whole, tmp_path):
     def polish(name, max_steps):
         tables = {"fit": {**FIT, "max_steps": max_steps}}
-        return headwater.train(
-            "toy", tmp_path / name, stage="polish", overrides=tables, from_runs=[whole.path]
-        )
+        return headwater.train("toy", tmp_path / name, stage="polish", overrides=tables, from_runs=[whole.path])
 
     straight = polish("straight", 12)
     resumed = headwater.resume(polish("stopped", 5).path, max_steps=12)
@@ -317,9 +311,7 @@ def test_weights_that_lie_otherwise_in_memory_resume_bit_for_bit_too(tmp_path, m
 
 
 def test_double_precision_is_double_throughout(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64))
-    )
+    monkeypatch.setattr(ToyTrainer, "draw", lambda self, k, g: (k, torch.randn(4, 2, generator=g, dtype=torch.float64)))
     monkeypatch.setattr(ToyTrainer, "setup", setup_with_replay)
     run = train(tmp_path / "run", precision="64-true")
     weights = run.load(12, "model")["modules"]["net"]
@@ -349,9 +341,7 @@ def code_lines(text):
     docs = {
         line
         for node in ast.walk(tree)
-        if isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         for line in range(node.lineno, node.end_lineno + 1)
     }
     lines = enumerate(text.splitlines(), 1)
@@ -359,10 +349,7 @@ def code_lines(text):
 
 
 def test_import_is_light():
-    code = (
-        "import sys, headwater; headwater.MethodEntry; "
-        "print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
-    )
+    code = "import sys, headwater; headwater.MethodEntry; print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

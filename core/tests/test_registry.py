@@ -47,9 +47,7 @@ def test_a_disabled_plugin_is_not_imported_and_says_how_to_enable_it(site, monke
 
 def test_an_empty_list_of_disabled_plugins_disables_none(site, monkeypatch):
     install(site, "nameless")
-    (site / "headwater_nameless-1.2.dist-info" / "entry_points.txt").write_text(
-        "[headwater]\n= fake_nameless\n"
-    )
+    (site / "headwater_nameless-1.2.dist-info" / "entry_points.txt").write_text("[headwater]\n= fake_nameless\n")
     monkeypatch.setenv("HEADWATER_DISABLE", "")
     assert "disabled" not in {plugin.state for plugin in Registry().plugins().values()}
 
@@ -122,9 +120,7 @@ def test_of_two_plugins_of_one_name_the_other_goes_by_its_distribution(site):
     assert plugins["a-other"].clashes[0].text == "its name 'same' belongs to headwater-same"
 
 
-@pytest.mark.parametrize(
-    "line", [b"hurt \xff = a", b"hurt", b"hurt =", b"hurt = not a module", b"= fake_hurt"]
-)
+@pytest.mark.parametrize("line", [b"hurt \xff = a", b"hurt", b"hurt =", b"hurt = not a module", b"= fake_hurt"])
 def test_damaged_metadata_of_one_distribution_hides_no_other(site, line):
     install(site, "well")
     install(site, "hurt")
@@ -237,9 +233,7 @@ def test_registering_again_replaces_what_a_script_registered():
 
 def test_a_script_that_registers_the_wrong_thing_is_told_at_once():
     registry = Registry()
-    with pytest.raises(
-        PluginError, match=r"cannot register 'mine' \(this script\): .*returns a list with int"
-    ):
+    with pytest.raises(PluginError, match=r"cannot register 'mine' \(this script\): .*returns a list with int"):
         registry.register(script(3), name="mine")
     with pytest.raises(PluginError, match=r"task 'toy-numbers' belongs to plugin 'toy'"):
         registry.register(script(entry("toy-numbers")), name="mine")
@@ -314,9 +308,7 @@ def test_a_name_that_is_no_slug_is_refused(name):
         StageEntry(name=name, summary="s", trainer="m:A", config="m:B")
 
 
-@pytest.mark.parametrize(
-    "string", ["m", "m.A", "m:", ":A", "m:A()", "m:A;import os", "__import__('os'):system"]
-)
+@pytest.mark.parametrize("string", ["m", "m.A", "m:", ":A", "m:A()", "m:A;import os", "__import__('os'):system"])
 def test_what_is_no_import_string_is_refused(string):
     with pytest.raises(ValidationError, match="is no import string"):
         SamplerEntry(name="a", summary="s", sampler=string, config="m:B")

@@ -26,12 +26,7 @@ def png(width=2, height=2):
 
     rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height))
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +50,7 @@ def test_a_runs_report_shows_its_curves_settings_paper_and_facts(run):
 
 def test_a_report_needs_nothing_beside_it_and_fetches_nothing(run):
     text = headwater.report(run).read_text()
-    outside = re.sub(
-        r"<script nonce=.*?</script>", "", text, flags=re.DOTALL
-    )  # Plotly's code names addresses
+    outside = re.sub(r"<script nonce=.*?</script>", "", text, flags=re.DOTALL)  # Plotly's code names addresses
     assert not re.search(r"(src|href)=\"(?!data:|#)", outside)
     assert "@import" not in outside
     assert "url(" not in outside
@@ -192,9 +185,7 @@ def test_pictures_and_clips_are_embedded(tmp_path):
 def test_a_heat_map_keeps_its_values_and_a_band_its_gaps():
     figure = heatmap("h", {"a": [[1, 2], [3, 4]], "b": [[5, 6], [7, 8]]}, x="i", y="j").figure
     assert [trace["z"] for trace in figure["data"]] == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
-    banded = curves(
-        "c", {"a": ([0, 1, 2], [1, 1, 1])}, x="x", y="y", bands={"a": ([0, math.nan, 0], [2, 2, 2])}
-    )
+    banded = curves("c", {"a": ([0, 1, 2], [1, 1, 1])}, x="x", y="y", bands={"a": ([0, math.nan, 0], [2, 2, 2])})
     assert banded.figure["data"][0]["x"] == [0, 0, None, 2, 2]
 
 

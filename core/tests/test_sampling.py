@@ -42,9 +42,7 @@ def numbers(path):
 def count_blocks(monkeypatch):
     computed = []
     block = ToySampler.block
-    monkeypatch.setattr(
-        ToySampler, "block", lambda self, k, g, c: (computed.append(k), block(self, k, g, c))[1]
-    )
+    monkeypatch.setattr(ToySampler, "block", lambda self, k, g, c: (computed.append(k), block(self, k, g, c))[1])
     return computed
 
 

@@ -115,9 +115,7 @@ def two(site, tmp_path_factory):
     words = ["-m", "headwater", "train", "shares", "--out", str(path), *FIT, "--max-steps", "12"]
     paths = os.pathsep.join([str(site), os.environ["PYTHONPATH"]])
     environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*start, *words], capture_output=True, text=True, check=False, env=environment, timeout=120
-    )
+    done = subprocess.run([*start, *words], capture_output=True, text=True, check=False, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained to step 12") == 1
     return Run(path)
@@ -180,9 +178,7 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(site, two):
 )
 def test_a_fault_of_one_process_ends_both_with_a_message(site, two, tmp_path, fault, said):
     began = time.monotonic()
-    done = train(
-        site, tmp_path / "run", "--max-steps", 12, "--devices", 2, "--set", f'trainer.fault="{fault}"'
-    )
+    done = train(site, tmp_path / "run", "--max-steps", 12, "--devices", 2, "--set", f'trainer.fault="{fault}"')
     assert done.returncode != 0
     assert time.monotonic() - began < 60
     assert "Traceback" not in done.stderr

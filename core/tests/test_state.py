@@ -90,9 +90,7 @@ def test_a_newer_state_schema_is_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     path = tmp_path / "f.json"
     write_text(path, "old")
-    monkeypatch.setattr(
-        "headwater.state.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr("headwater.state.os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         write_text(path, "new")
     assert path.read_text() == "old"

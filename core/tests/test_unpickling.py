@@ -73,9 +73,7 @@ def test_arrays_and_containers_come_back_from_plain_pickles(tmp_path, form):
     WRITERS[form](value, tmp_path / "data.pkl")
     found = load_official(tmp_path / "data.pkl")
     assert np.array_equal(found["array"], value["array"])
-    assert {k: v for k, v in found.items() if k != "array"} == {
-        k: v for k, v in value.items() if k != "array"
-    }
+    assert {k: v for k, v in found.items() if k != "array"} == {k: v for k, v in value.items() if k != "array"}
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -159,9 +157,7 @@ def test_a_truncated_file_is_a_data_error_that_names_it(tmp_path, form, keep):
         load_official(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello, world\n", b"PK\x03\x04nothing", b"\x1f\x8bnothing", bytes(100)]
-)
+@pytest.mark.parametrize("content", [b"", b"hello, world\n", b"PK\x03\x04nothing", b"\x1f\x8bnothing", bytes(100)])
 def test_what_is_no_checkpoint_is_a_data_error_of_one_line(tmp_path, content):
     path = tmp_path / "no.ckpt"
     path.write_bytes(content)

@@ -143,9 +143,7 @@ class PolishTrainer(Trainer):
 
     def setup(self):
         self.given["net"].eval()
-        self.optimisers["shift"] = torch.optim.Adam(
-            self.modules["shift"].parameters(), self.config.learning_rate
-        )
+        self.optimisers["shift"] = torch.optim.Adam(self.modules["shift"].parameters(), self.config.learning_rate)
 
     def draw(self, k, generator):
         return torch.randn(self.config.batch_size, 2, generator=generator)

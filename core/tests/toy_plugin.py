@@ -49,9 +49,7 @@ def headwater_methods():
                 ),
             ),
             operations=(
-                OperationEntry(
-                    name="double", summary="s", operation="toy:Double", config="toy:OperationConfig"
-                ),
+                OperationEntry(name="double", summary="s", operation="toy:Double", config="toy:OperationConfig"),
             ),
             presets={"wide": {"trainer": {"width": 9}}},
             tiny={"sampler": {"block_size": 3}},

@@ -44,9 +44,7 @@ def plain_molecule(environment: Any, row: list[int]) -> plain.Molecule:
         parent, stem, own = row[n + i], row[2 * n + i], row[3 * n + i]
         bonds.append((parent, atom[blocks[parent]][stem], i, atom[blocks[i]][own]))
         used |= {(parent, stem), (i, own)}
-    return plain.Molecule(
-        blocks, bonds, [(i, atom[blocks[i]][p]) for i, p in places(environment, blocks, used)]
-    )
+    return plain.Molecule(blocks, bonds, [(i, atom[blocks[i]][p]) for i, p in places(environment, blocks, used)])
 
 
 def places(environment: Any, blocks: list[int], used: set[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -32,9 +32,7 @@ def plain_network(policy: Any) -> Any:
     network = plain_sets.make_network(policy.n_actions)
     own = policy.state_dict()
     names = {"0": "trunk.0", "2": "trunk.2", "4": "head"}
-    network.load_state_dict(
-        {f"{n}.{p}": own[f"{o}.{p}"] for n, o in names.items() for p in ("weight", "bias")}
-    )
+    network.load_state_dict({f"{n}.{p}": own[f"{o}.{p}"] for n, o in names.items() for p in ("weight", "bias")})
     return network
 
 

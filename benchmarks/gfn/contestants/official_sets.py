@@ -20,9 +20,7 @@ SET_SIZE = {"small": 20, "medium": 60, "large": 80}
 
 def load_official(folder: str) -> Any:
     """The module ``set/gflownet.py`` of a checkout, not run."""
-    spec = importlib.util.spec_from_file_location(
-        "official_sets_script", Path(folder) / "set" / "gflownet.py"
-    )
+    spec = importlib.util.spec_from_file_location("official_sets_script", Path(folder) / "set" / "gflownet.py")
     if spec is None or spec.loader is None:
         raise SystemExit(f"{folder} has no set/gflownet.py")
     module = importlib.util.module_from_spec(spec)
@@ -49,9 +47,7 @@ def arguments_of(module: Any, size: str, steps: int, seed: int, batch: int = 16)
 
 def main() -> None:
     parser = clock.arguments()
-    parser.add_argument(
-        "--official", required=True, metavar="DIR", help="a checkout of the authors' repository"
-    )
+    parser.add_argument("--official", required=True, metavar="DIR", help="a checkout of the authors' repository")
     parser.add_argument("--size", choices=tuple(SET_SIZE), default="small")
     options = parser.parse_args()
     torch.set_num_threads(1)

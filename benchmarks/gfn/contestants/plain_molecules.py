@@ -90,9 +90,7 @@ class Molecule:
         return whole, [first[slot] + atom for slot, atom in self.stems]
 
 
-def convolve(
-    x: Tensor, source: Tensor, target: Tensor, matrices: Tensor, root: Tensor, bias: Tensor
-) -> Tensor:
+def convolve(x: Tensor, source: Tensor, target: Tensor, matrices: Tensor, root: Tensor, bias: Tensor) -> Tensor:
     """Edge-conditioned convolution: the mean of x M over the edges that arrive, with M (E, n, n), and x W^T + b."""
     sent = torch.bmm(x[source].unsqueeze(1), matrices).squeeze(1)
     degree = x.new_zeros(len(x)).index_add(0, target, x.new_ones(len(target))).clamp_min(1)
@@ -105,10 +103,7 @@ class PlainProxy(nn.Module):
     def __init__(self, path: str, width: int = 64) -> None:
         super().__init__()
         with np.load(path) as file:
-            arrays = {
-                n.partition("_")[2]: torch.tensor(file[n], dtype=torch.get_default_dtype())
-                for n in file.files
-            }
+            arrays = {n.partition("_")[2]: torch.tensor(file[n], dtype=torch.get_default_dtype()) for n in file.files}
         self.enter, self.leave = nn.Linear(71, width), nn.Linear(2 * width, 1)
         self.edge = nn.Sequential(nn.Linear(4, 128), nn.LeakyReLU(), nn.Linear(128, width * width))
         self.gru, self.lstm = nn.GRU(width, width), nn.LSTM(2 * width, width)
@@ -191,9 +186,7 @@ def graphs_of(library: Library, molecules: Sequence[Molecule]) -> Graphs:
         block += [library.true[b] for b in m.blocks] or [library.n_true]
         owner += [g] * max(len(m.blocks), 1)
         edges += [(start + i, start + j) for i, _, j, _ in m.bonds]
-        ends += [
-            (library.stem_type(m.blocks[i], a), library.stem_type(m.blocks[j], b)) for i, a, j, b in m.bonds
-        ]
+        ends += [(library.stem_type(m.blocks[i], a), library.stem_type(m.blocks[j], b)) for i, a, j, b in m.bonds]
         if not m.blocks:
             stems.append((start, library.n_types, g))
         elif len(m.blocks) < MAX_BLOCKS:
@@ -292,9 +285,7 @@ def roll_out(
         found.log_rewards.append(log_reward(library, proxy, molecule) if partial else 0.0)
 
 
-def loss_of(
-    network: PlainAgent, library: Library, trajectories: Sequence[Trajectory], apart: bool = False
-) -> Tensor:
+def loss_of(network: PlainAgent, library: Library, trajectories: Sequence[Trajectory], apart: bool = False) -> Tensor:
     """FL-DB with log Ftilde = 0 at the end, transition by transition; the mean over all of them."""
     molecules = [m for t in trajectories for m in t.molecules]
     if apart:
@@ -406,9 +397,7 @@ def main() -> None:
         lengths = []
         for _ in range(steps):
             random = options.epsilon if training else 0.0
-            trajectories = [
-                roll_out(network, library, proxy, random, partial=training) for _ in range(options.batch)
-            ]
+            trajectories = [roll_out(network, library, proxy, random, partial=training) for _ in range(options.batch)]
             lengths += [len(t.actions) for t in trajectories]
             if training:
                 optimizer.zero_grad()

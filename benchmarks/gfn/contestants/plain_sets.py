@@ -61,9 +61,7 @@ class Trajectory:
 
 
 @torch.no_grad()
-def roll_out(
-    network: nn.Module, energies: Sequence[float], set_size: int, n: int, uniform: float
-) -> list[Trajectory]:
+def roll_out(network: nn.Module, energies: Sequence[float], set_size: int, n: int, uniform: float) -> list[Trajectory]:
     """Sample ``n`` trajectories; ``uniform`` is the weight of the uniform policy in the behaviour."""
     walks = [SetWalk(energies, set_size) for _ in range(n)]
     found = [Trajectory() for _ in range(n)]

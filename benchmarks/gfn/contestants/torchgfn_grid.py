@@ -35,9 +35,7 @@ def main() -> None:
     d, h = options.dimensions, options.side
     r0, r1, r2 = clock.REWARDS[options.reward]
     rewards = {"R0": r0, "R1": r1, "R2": r2}
-    env = HyperGrid(
-        ndim=d, height=h, reward_fn_str="original", reward_fn_kwargs=rewards, validate_modes=False
-    )
+    env = HyperGrid(ndim=d, height=h, reward_fn_str="original", reward_fn_kwargs=rewards, validate_modes=False)
     features = FloatKHot(h, d)
     forward = MLP(input_dim=d * h, output_dim=d + 1, hidden_dim=256, n_hidden_layers=2)
     backward = MLP(input_dim=d * h, output_dim=d, trunk=forward.trunk)

@@ -18,15 +18,7 @@ if TYPE_CHECKING:
     from headwater.api import apply, evaluate, load, report, sample
     from headwater.config import Config, FitConfig
     from headwater.entries import API, MethodEntry, OperationEntry, Paper, SamplerEntry, StageEntry, TaskEntry
-    from headwater.errors import (
-        ConfigError,
-        DataError,
-        HeadwaterError,
-        NonFinite,
-        PluginError,
-        RunError,
-        UsageError,
-    )
+    from headwater.errors import ConfigError, DataError, HeadwaterError, NonFinite, PluginError, RunError, UsageError
     from headwater.hookspecs import hookimpl
     from headwater.run import Run
     from headwater.sampler import Operation, Sampler
@@ -37,15 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "headwater.api": ("apply", "evaluate", "load", "report", "sample"),
     "headwater.config": ("Config", "FitConfig"),
-    "headwater.entries": (
-        "API",
-        "MethodEntry",
-        "OperationEntry",
-        "Paper",
-        "SamplerEntry",
-        "StageEntry",
-        "TaskEntry",
-    ),
+    "headwater.entries": ("API", "MethodEntry", "OperationEntry", "Paper", "SamplerEntry", "StageEntry", "TaskEntry"),
     "headwater.errors": (
         "ConfigError",
         "DataError",
@@ -64,10 +48,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "registry",
-    *_HOME_OF,
-]
+__all__ = ["registry", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:

@@ -85,9 +85,7 @@ def report(run: str | Path | Run, path: str | Path | None = None) -> Path:
         sections.append(("Result", found))
     scores = _scores(opened)
     if scores:
-        sections.append(
-            ("Metrics", [Table("Evaluation", ["metric", "value"], [list(i) for i in scores.items()])])
-        )
+        sections.append(("Metrics", [Table("Evaluation", ["metric", "value"], [list(i) for i in scores.items()])]))
     training = training_curves(opened)
     if training:
         sections.append(("Training", list(training)))

@@ -16,18 +16,12 @@ from headwater.errors import INTERRUPTED, Elsewhere, HeadwaterError, UsageError,
 __all__ = ["cli", "main"]
 
 SET = click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="PART.FIELD=VALUE",
-    help="Override one setting; may be repeated.",
+    "--set", "assignments", multiple=True, metavar="PART.FIELD=VALUE", help="Override one setting; may be repeated."
 )
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-WORKERS = click.option(
-    "--workers", type=int, default=1, show_default=True, help="Processes; the result is the same."
-)
+WORKERS = click.option("--workers", type=int, default=1, show_default=True, help="Processes; the result is the same.")
 
 
 class _Commands(click.Group):
@@ -39,9 +33,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(package_name="headwater")
 def cli(debug: bool) -> None:
@@ -91,9 +83,7 @@ def describe(method: str, schema: bool, as_json: bool) -> None:
 @click.option("--stage", help="Which trainer; the first without.")
 @click.option("--preset", help="A named set of overrides of the method.")
 @click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="A TOML file with the parts task, trainer, sampler, fit.",
+    "--config", type=click.Path(path_type=Path), help="A TOML file with the parts task, trainer, sampler, fit."
 )
 @SET
 @click.option("--max-steps", type=int)
@@ -102,12 +92,8 @@ def describe(method: str, schema: bool, as_json: bool) -> None:
 @click.option("--nodes", type=int, help="Machines.")
 @click.option("--precision")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the modules.")
-@click.option(
-    "--from", "from_runs", multiple=True, type=click.Path(path_type=Path), help="A run to start from."
-)
-@click.option(
-    "--skip-bad", is_flag=True, help="Leave out items of the data set that cannot be used, and list them."
-)
+@click.option("--from", "from_runs", multiple=True, type=click.Path(path_type=Path), help="A run to start from.")
+@click.option("--skip-bad", is_flag=True, help="Leave out items of the data set that cannot be used, and list them.")
 @FORCE
 def train(
     method: str,
@@ -227,14 +213,7 @@ def sample(
     condition = _tables(conditions, ()) if conditions else None
     tables = _tables(assignments)
     written = model.sample_to(
-        path,
-        n,
-        seed=seed,
-        condition=condition,
-        sampler=sampler,
-        overrides=tables,
-        workers=workers,
-        force=force,
+        path, n, seed=seed, condition=condition, sampler=sampler, overrides=tables, workers=workers, force=force
     )
     _print(f"{n} samples: {written}")
 
@@ -267,9 +246,7 @@ def apply(
     tables = _tables(assignments, ("operation",))
     if skip_bad:
         tables = merge(tables, {"operation": {"skip_bad": True}})
-    written = Model(run).apply(
-        operation, source, output, overrides=tables, seed=seed, workers=workers, force=force
-    )
+    written = Model(run).apply(operation, source, output, overrides=tables, seed=seed, workers=workers, force=force)
     _print(f"{operation}: {written}")
 
 
@@ -387,9 +364,7 @@ def check(method: str) -> None:
 
 @cli.command("new-plugin")
 @click.argument("name")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make its folder."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make its folder.")
 def new_plugin(name: str, output: Path) -> None:
     """Make a plugin package that installs and passes its tests at once."""
     from headwater.scaffold import make
@@ -401,11 +376,7 @@ def new_plugin(name: str, output: Path) -> None:
 @cli.command()
 @AS_JSON
 @click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=120.0,
-    show_default=True,
-    help="Seconds for one import.",
+    "--timeout", type=click.FloatRange(min=1), default=120.0, show_default=True, help="Seconds for one import."
 )
 def doctor(as_json: bool, timeout: float) -> None:
     """Resolve everything that every plugin names, in a child process, and say what is wrong."""

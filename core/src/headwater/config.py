@@ -28,27 +28,19 @@ class FitConfig(Config):
     max_steps: NonNegativeInt = Field(1000, description="training steps in all")
     seed: NonNegativeInt = Field(0, description="seed of every random draw")
     log_every: PositiveInt = Field(50, description="steps between two lines of metrics.jsonl")
-    validate_every: NonNegativeInt = Field(
-        0, description="steps between validations; 0 validates at the end only"
-    )
+    validate_every: NonNegativeInt = Field(0, description="steps between validations; 0 validates at the end only")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep: PositiveInt = Field(2, description="how many of the latest checkpoints stay on disk")
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="decay of the weights' moving average; none without"
-    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weights' moving average; none without")
     devices: PositiveInt = Field(1, description="processes on each machine, one device each")
     nodes: PositiveInt = Field(1, description="machines")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu where there is one, else cpu")
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = Field(
-        "32-true", description="floating-point precision"
-    )
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = Field("32-true", description="floating-point precision")
     compile: bool = Field(False, description="compile the modules with torch.compile")
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; as many as torch thinks best without"
     )
-    workers: NonNegativeInt = Field(
-        0, description="processes that draw batches ahead (not for on-policy trainers)"
-    )
+    workers: NonNegativeInt = Field(0, description="processes that draw batches ahead (not for on-policy trainers)")
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
 
 
@@ -84,9 +76,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     for layer in layers:
         for name, value in layer.items():
             below = merged.get(name)
-            merged[name] = (
-                merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
-            )
+            merged[name] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -117,9 +107,7 @@ def parse_assignments(assignments: Iterable[str], parts: Iterable[str] = PARTS) 
                 f"cannot read {assignment!r}; write it as part.field=value, for example fit.max_steps=100"
             )
         if known and (names[0] not in known or len(names) < 2):
-            raise ConfigError(
-                f"{path!r} names no setting; start with one of {', '.join(known)}{near(names[0], known)}"
-            )
+            raise ConfigError(f"{path!r} names no setting; start with one of {', '.join(known)}{near(names[0], known)}")
         value = _value(text.strip())
         for name in reversed(names):
             value = {name: value}

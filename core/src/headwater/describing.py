@@ -21,8 +21,7 @@ def _models(method: str, stage: str | None = None) -> dict[str, Any]:
 def schema(method: str, stage: str | None = None) -> dict[str, Any]:
     """The JSON schema of the method's config: an object with the four parts."""
     parts = {
-        part: model.model_json_schema(ref_template="#/$defs/{model}")
-        for part, model in _models(method, stage).items()
+        part: model.model_json_schema(ref_template="#/$defs/{model}") for part, model in _models(method, stage).items()
     }
     definitions: dict[str, Any] = {}
     for part in parts.values():
@@ -59,11 +58,7 @@ def as_text(method: str) -> str:
         f"  package {found['distribution']} {found['version']}",
         f"  tasks: {', '.join(found['tasks'])} (default {entry.task})",
     ]
-    for title, entries in (
-        ("stages", entry.stages),
-        ("samplers", entry.samplers),
-        ("operations", entry.operations),
-    ):
+    for title, entries in (("stages", entry.stages), ("samplers", entry.samplers), ("operations", entry.operations)):
         lines += [f"  {title}:"] if entries else []
         lines += [f"    {e.name}: {e.summary}" for e in entries]
     if entry.presets:
@@ -72,7 +67,5 @@ def as_text(method: str) -> str:
         lines.append(f"  [{part}]")
         for name, field in model.model_fields.items():
             default = "needed" if field.is_required() else repr(field.get_default(call_default_factory=True))
-            lines.append(
-                f"    {name} = {default}" + (f"  ({field.description})" if field.description else "")
-            )
+            lines.append(f"    {name} = {default}" + (f"  ({field.description})" if field.description else ""))
     return "\n".join(lines)

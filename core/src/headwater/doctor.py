@@ -93,11 +93,7 @@ class _Child:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(far_end,),
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "HEADWATER_STRICT": "",
-                },
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HEADWATER_STRICT": ""},
                 start_new_session=True,
             )
             assert self.process.stdin is not None
@@ -223,17 +219,13 @@ def _examine_here(reporter: _Reporter) -> None:
         reason, remedy = _fault(registry, one, reporter)
         if reason:
             remedy = remedy or _upgrade(one.plugin)
-            reporter.say(
-                findings=[asdict(_finding(one.plugin, f"{one.role} of {one.what}: {reason}", remedy))]
-            )
+            reporter.say(findings=[asdict(_finding(one.plugin, f"{one.role} of {one.what}: {reason}", remedy))])
     for found in _of_methods(registry):
         reporter.say(findings=[asdict(found)])
     reporter.say(finished=True)
 
 
-def _finding(
-    plugin: Plugin, what: str, remedy: str | None, level: Literal["error", "warning"] = "error"
-) -> Finding:
+def _finding(plugin: Plugin, what: str, remedy: str | None, level: Literal["error", "warning"] = "error") -> Finding:
     return Finding(plugin.name, plugin.distribution, plugin.version, what, remedy, level)
 
 

@@ -106,9 +106,7 @@ class Fit:
             if config.threads is not None:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(config.threads)
-            bar = stack.enter_context(
-                Progress(last, self.step, shown=self.main, label=self.run.manifest.method)
-            )
+            bar = stack.enter_context(Progress(last, self.step, shown=self.main, label=self.run.manifest.method))
             stack.callback(self._close_metrics)
             self._call_hooks("headwater_fit_start", fit=self)
             batches = self._batches(last) if not self._stopping(shared_stop) else ()
@@ -207,9 +205,7 @@ class Fit:
         means = {name: _mean([m[name] for m in pending if name in m]) for name in names}
         for name, value in means.items():
             if name.startswith("loss") and not math.isfinite(value):
-                self._non_finite(
-                    f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}"
-                )
+                self._non_finite(f"{name} became {value} between steps {self.step - len(pending) + 1} and {self.step}")
         return means
 
     def _close_metrics(self) -> None:
@@ -252,11 +248,7 @@ class Fit:
 
     @property
     def _kept(self) -> str:
-        return (
-            "no checkpoint was written"
-            if self._saved is None
-            else f"the checkpoint of step {self._saved} is whole"
-        )
+        return "no checkpoint was written" if self._saved is None else f"the checkpoint of step {self._saved} is whole"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -376,10 +368,7 @@ class Fit:
             except (Exception, SystemExit) as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(
-                    f"{name} of the plugin {plugin} failed and is off for this run: {error!r}",
-                    file=sys.stderr,
-                )
+                print(f"{name} of the plugin {plugin} failed and is off for this run: {error!r}", file=sys.stderr)
                 for implementations in self._hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 

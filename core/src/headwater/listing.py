@@ -32,12 +32,7 @@ def listing() -> dict[str, Any]:
             for name, method in registry.methods().items()
         ],
         "tasks": [
-            {
-                "name": name,
-                "summary": task.summary,
-                "kind": task.kind,
-                "plugin": registry.owner("task", name).name,
-            }
+            {"name": name, "summary": task.summary, "kind": task.kind, "plugin": registry.owner("task", name).name}
             for name, task in registry.tasks().items()
         ],
     }

@@ -231,17 +231,13 @@ def _compare(text: str, core: str) -> tuple[str, bool, bool]:
     requirement = Requirement(text)
     applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     fits = not applies or requirement.specifier.contains(core, prereleases=True)
-    bounds = [
-        s.version.removesuffix(".*") for s in requirement.specifier if s.operator in (">=", ">", "==", "~=")
-    ]
+    bounds = [s.version.removesuffix(".*") for s in requirement.specifier if s.operator in (">=", ">", "==", "~=")]
     return f"headwater{requirement.specifier}", fits, any(Version(b) > Version(core) for b in bounds)
 
 
 def _compare_releases(text: str, core: str) -> tuple[str, bool, bool] | None:
     """As :func:`_compare`, for bounds of plain numbers, as plugins have them: ``packaging`` takes 20 ms to load."""
-    bounds = [
-        re.fullmatch(r"(<|>=)(\d+(?:\.\d+)*)", part) for part in text.removeprefix("headwater").split(",")
-    ]
+    bounds = [re.fullmatch(r"(<|>=)(\d+(?:\.\d+)*)", part) for part in text.removeprefix("headwater").split(",")]
     if not re.fullmatch(r"\d+(\.\d+)*", core):
         return None
     fits, too_old = True, False

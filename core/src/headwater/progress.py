@@ -11,9 +11,7 @@ __all__ = ["Progress"]
 class Progress:
     """Shows on stderr how far work has come: at most ten times a second, in a log once in ten seconds."""
 
-    def __init__(
-        self, total: int, done: int = 0, *, shown: bool = True, label: str = "", unit: str = "steps"
-    ) -> None:
+    def __init__(self, total: int, done: int = 0, *, shown: bool = True, label: str = "", unit: str = "steps") -> None:
         self.total, self.start, self.label, self.unit = total, done, label, unit
         self._next = 0.0 if shown else float("inf")
         self._bar: Any = None
@@ -33,9 +31,7 @@ class Progress:
                 console=Console(stderr=True), auto_refresh=False,
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task(
-                self.label, total=self.total, completed=self.start, rate="", metrics=""
-            )
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.start, rate="", metrics="")
         else:
             self._next += self._began + 1.0
         return self
@@ -54,9 +50,7 @@ class Progress:
         text = "  ".join(f"{name} {value:.4g}" for name, value in list((metrics or {}).items())[:3])
         if self._bar is not None:
             self._next = now + 0.1
-            self._bar.update(
-                self._task, completed=done, rate=f"{rate:,.1f} {self.unit}/s", metrics=text, refresh=True
-            )
+            self._bar.update(self._task, completed=done, rate=f"{rate:,.1f} {self.unit}/s", metrics=text, refresh=True)
         else:
             self._next = now + 10.0
             left = (self.total - done) / rate if rate > 0 else float("inf")

@@ -205,12 +205,7 @@ class Registry:
             self._settled = _settle(self._loaded)
 
     def task(
-        self,
-        name: str,
-        *,
-        summary: str | None = None,
-        kind: str | None = None,
-        config: type[BaseModel] = NoConfig,
+        self, name: str, *, summary: str | None = None, kind: str | None = None, config: type[BaseModel] = NoConfig
     ) -> Callable[[AnyTask], AnyTask]:
         """Register the decorated :class:`~headwater.task.Task` of a script or notebook under ``name``.
 
@@ -226,9 +221,7 @@ class Registry:
                 raise UsageError(f"task {name!r}: {cls!r} is no subclass of headwater.Task")
             own = getattr(cls, "kind", None) or kind
             if own is None or kind not in (None, own):
-                raise UsageError(
-                    f"task {name!r}: {cls.__name__} is of kind {own!r}, not {kind!r}; name one kind"
-                )
+                raise UsageError(f"task {name!r}: {cls.__name__} is of kind {own!r}, not {kind!r}; name one kind")
             cls.kind = own
             text = summary or (cls.__doc__ or cls.__name__).strip().splitlines()[0]
             strings = {f"{_place(one)}_{name.replace('-', '_')}": one for one in (cls, config)}
@@ -249,9 +242,7 @@ class Registry:
             name = loaded.plugin.name
             present = self._ready().plugins.get(name)
             if present is not None and present.distribution is not None:
-                raise PluginError(
-                    f"cannot register {loaded.plugin}: {present} is installed; take another name"
-                )
+                raise PluginError(f"cannot register {loaded.plugin}: {present} is installed; take another name")
             others = [one for one in self._loaded or () if one.plugin.name != name]
             settled = _settle([*others, loaded])
             clashes = settled.plugins[name].clashes
@@ -321,8 +312,7 @@ class Registry:
             )
             if name in names:
                 raise UsageError(
-                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; "
-                    f"try: {plugin.remedy}"
+                    f"{kind} {name!r}: plugin {plugin} is {plugin.state}: {plugin.error}; try: {plugin.remedy}"
                 )
         others = METHODS if kind == "method" else ()
         nearest = difflib.get_close_matches(name, {*known, *others}, n=1, cutoff=0.5)

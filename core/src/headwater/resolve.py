@@ -72,8 +72,6 @@ def plan(
         "sampler": registry.resolve(sampler_entry.config),
         "fit": FitConfig,
     }
-    configs: dict[str, BaseModel] = {
-        part: validate(models[part], tables.get(part, {}), part) for part in PARTS
-    }
+    configs: dict[str, BaseModel] = {part: validate(models[part], tables.get(part, {}), part) for part in PARTS}
     made: Task = registry.resolve(task_entry.task)(configs["task"])
     return Plan(entry, stage_entry, task_entry, sampler_entry, configs, made)

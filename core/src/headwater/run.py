@@ -20,15 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.config import read_toml, to_toml
 from headwater.errors import RunError, UsageError
-from headwater.state import (
-    fsync,
-    load_state,
-    remove,
-    save_state,
-    verify_checksums,
-    write_checksums,
-    write_text,
-)
+from headwater.state import fsync, load_state, remove, save_state, verify_checksums, write_checksums, write_text
 
 __all__ = ["SCHEMA", "Manifest", "Run", "Source", "hold", "safe_name"]
 
@@ -108,9 +100,7 @@ def circumstances() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch_version,
         "git": _git_state(),
-        "command": ["headwater", *sys.argv[1:]]
-        if Path(sys.argv[0]).name in ("headwater", "__main__.py")
-        else sys.argv,
+        "command": ["headwater", *sys.argv[1:]] if Path(sys.argv[0]).name in ("headwater", "__main__.py") else sys.argv,
     }
 
 
@@ -166,14 +156,10 @@ class Run:
             self.manifest = Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            raise RunError(
-                f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            ) from error
+            raise RunError(f"{file} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
     @classmethod
-    def create(
-        cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False
-    ) -> "Run":
+    def create(cls, path: Path, manifest: Manifest, config: Mapping[str, BaseModel], *, force: bool = False) -> "Run":
         """Make a new run directory: whole, or not at all.
 
         Raises:
@@ -213,9 +199,7 @@ class Run:
         if not path.exists():
             return
         if not force:
-            raise RunError(
-                f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force"
-            )
+            raise RunError(f"{path} exists; choose another --out, continue it with 'headwater resume', or pass --force")
         if not path.is_dir() or ((not (path / "manifest.json").exists()) and any(path.iterdir())):
             raise RunError(f"{path} is no run, so --force will not replace it; choose another --out")
         if (path / ".lock").exists():
@@ -263,10 +247,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of ``metrics.jsonl``; one cut short by a crash, or of another form, is left out."""
         lines = []
-        with (
-            suppress(FileNotFoundError),
-            self.metrics_path.open(encoding="utf-8", errors="replace") as source,
-        ):
+        with suppress(FileNotFoundError), self.metrics_path.open(encoding="utf-8", errors="replace") as source:
             for text in source:
                 with suppress(ValueError):
                     line = json.loads(text)
@@ -335,9 +316,7 @@ class Run:
             except RunError as error:
                 first_error = first_error or error
         if first_error is not None:
-            raise RunError(
-                f"{first_error}; no checkpoint is whole: start again with --force"
-            ) from first_error
+            raise RunError(f"{first_error}; no checkpoint is whole: start again with --force") from first_error
         return None
 
     def load(self, step: int, name: str) -> Any:

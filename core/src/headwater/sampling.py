@@ -88,9 +88,7 @@ class Model:
         """The run's sampler, or another one of its method, under config ``overrides``."""
         return self._sampler(name, overrides)[0]
 
-    def _sampler(
-        self, name: str | None, overrides: Mapping[str, Any] | None
-    ) -> tuple[Sampler, SampleJob, Any]:
+    def _sampler(self, name: str | None, overrides: Mapping[str, Any] | None) -> tuple[Sampler, SampleJob, Any]:
         entry = registry.sampler(self.plan.method.name, name or self.run.manifest.sampler)
         tables = self.run.config()
         base = tables.get("sampler", {}) if entry.name == self.run.manifest.sampler else {}
@@ -226,9 +224,7 @@ def _items(operation: Operation, source: Path) -> Any:
         raise DataError(f"{source} does not exist")
     items = operation.read(source)
     if len(items) == 0:
-        raise DataError(
-            f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})"
-        )
+        raise DataError(f"{source} holds nothing to work on ({', '.join(operation.input_suffixes) or 'empty'})")
     return items
 
 
@@ -248,9 +244,7 @@ def _count(n: int) -> int:
 def _condition(entry: Any, given: Mapping[str, Any] | None) -> Any:
     if entry.condition is None:
         if given:
-            raise UsageError(
-                f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set"
-            )
+            raise UsageError(f"the sampler {entry.name!r} takes no condition, so {', '.join(given)} cannot be set")
         return None
     return validate(registry.resolve(entry.condition), given or {}, "condition")
 
@@ -281,10 +275,7 @@ class _SampleHooks:
             except (Exception, SystemExit) as error:
                 if registry.strict():
                     raise HeadwaterError(f"{name} of the plugin {plugin} failed: {error!r}") from error
-                print(
-                    f"{name} of the plugin {plugin} failed and is off for this job: {error!r}",
-                    file=sys.stderr,
-                )
+                print(f"{name} of the plugin {plugin} failed and is off for this job: {error!r}", file=sys.stderr)
                 for implementations in self.hooks.values():
                     implementations[:] = [i for i in implementations if i[0] != plugin]
 
@@ -293,9 +284,7 @@ class _SampleHooks:
             try:
                 changed = implementation(job=self.job, k=k, samples=samples)
             except (Exception, SystemExit) as error:
-                raise HeadwaterError(
-                    f"headwater_sample_block of the plugin {plugin} failed: {error!r}"
-                ) from error
+                raise HeadwaterError(f"headwater_sample_block of the plugin {plugin} failed: {error!r}") from error
             samples = samples if changed is None else changed
         return samples
 
@@ -307,9 +296,7 @@ def _part(parts: Path, k: int, suffix: str) -> Path:
     return parts / f"block-{k:07d}{suffix}"
 
 
-def _write_block(
-    sampler: Sampler, hooks: _SampleHooks, k: int, condition: Any, parts: Path, suffix: str
-) -> None:
+def _write_block(sampler: Sampler, hooks: _SampleHooks, k: int, condition: Any, parts: Path, suffix: str) -> None:
     job = hooks.job
     with torch.no_grad(), one_thread(sampler.place):
         samples = sampler.block(k, seeding.generator(job.seed, k, device=sampler.place.device), condition)
@@ -327,8 +314,7 @@ def _write_block(
         with suppress(OSError):
             remove(beside)
         raise RunError(
-            f"cannot write {final}: {error.strerror}; the blocks before are whole: "
-            "make room and give the same command"
+            f"cannot write {final}: {error.strerror}; the blocks before are whole: make room and give the same command"
         ) from error
 
 
@@ -417,10 +403,7 @@ def _open_parts(parts: Path, job: SampleJob, force: bool) -> None:
         if not force:
             raise RunError(f"{parts} holds the parts of another job; remove it or pass --force")
         note.unlink()
-    for block in [
-        *parts.glob("block-*"),
-        *parts.glob(".*-block-*"),
-    ]:  # without a note, nobody knows of which job
+    for block in [*parts.glob("block-*"), *parts.glob(".*-block-*")]:  # without a note, nobody knows of which job
         remove(block)
     write_text(note, json.dumps(identity, indent=1))
 
@@ -460,14 +443,7 @@ def _work(k: int, parts: str, suffix: str) -> int:
 
 
 def _in_workers(
-    model: Model,
-    job: SampleJob,
-    parts: Path,
-    suffix: str,
-    missing: list[int],
-    workers: int,
-    total: int,
-    bar: Progress,
+    model: Model, job: SampleJob, parts: Path, suffix: str, missing: list[int], workers: int, total: int, bar: Progress
 ) -> None:
     _check_workers_know(model, job)
     context = multiprocessing.get_context("spawn")
@@ -512,9 +488,7 @@ def _check_workers_know(model: Model, job: SampleJob) -> None:
     owners += [known[plugin] for hook in SAMPLE_HOOKS for plugin, _ in registry.implementations(hook)]
     for owner in owners:
         if owner.distribution is None:
-            raise UsageError(
-                f"worker processes do not know plugin {owner}: use one worker, or install it as a package"
-            )
+            raise UsageError(f"worker processes do not know plugin {owner}: use one worker, or install it as a package")
 
 
 @contextmanager

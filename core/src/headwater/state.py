@@ -101,9 +101,7 @@ class _Encoder:
             return [self(v, f"{where}/{i}") for i, v in enumerate(value)]
         if type(value) is tuple:
             return {"$tuple": [self(v, f"{where}/{i}") for i, v in enumerate(value)]}
-        raise RunError(
-            f"cannot save {where}: a {type(value).__name__} is neither tensor, container nor scalar"
-        )
+        raise RunError(f"cannot save {where}: a {type(value).__name__} is neither tensor, container nor scalar")
 
     def _tensor(self, tensor: torch.Tensor, where: str) -> str:
         storage = tensor.untyped_storage().data_ptr()
@@ -111,9 +109,7 @@ class _Encoder:
         if storage and view in self._names:  # tied weights: kept once, named twice
             return self._names[view]
         if storage and self._storages.setdefault(storage, view) != view:
-            raise RunError(
-                f"cannot save {where}: it shares memory with another tensor that it does not equal"
-            )
+            raise RunError(f"cannot save {where}: it shares memory with another tensor that it does not equal")
         name = str(len(self.tensors))
         self._names[view] = name
         self.tensors[name] = tensor.contiguous()

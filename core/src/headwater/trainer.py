@@ -45,9 +45,7 @@ def reduce_gradients(parameters: list[nn.Parameter], weight: float | Tensor) -> 
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
     w = torch.as_tensor(weight, dtype=dtype, device=device)
     has = torch.tensor([p.grad is not None for p in parameters], dtype=dtype, device=device)
-    grads = [
-        (p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).to(dtype) for p in parameters
-    ]
+    grads = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).to(dtype) for p in parameters]
     flat = torch.cat([*(g * w for g in grads), has, w.reshape(1)])
     dist.all_reduce(flat)
     total = flat[-1]

@@ -105,8 +105,7 @@ def resume(path: str | Path, *, max_steps: int | None = None) -> Run:
     made = plan_of(run, extra)
     if made.fit.devices > 1 and not _in_cli():
         return _child(
-            ["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])],
-            run.path,
+            ["resume", str(run.path), *([] if max_steps is None else ["--max-steps", str(max_steps)])], run.path
         )
     fabric = launch(made.fit)
     with losses(fabric, run.path), _holding(run, fabric):
@@ -130,8 +129,7 @@ def _where_to_go_on(run: Run, processes: int) -> int | None:
     """The step of the latest whole checkpoint, if these processes can go on from there; ``None`` for the start."""
     if run.manifest.processes != processes:
         raise RunError(
-            f"{run.path} was trained by {run.manifest.processes} processes; "
-            f"resume it with as many, not {processes}"
+            f"{run.path} was trained by {run.manifest.processes} processes; resume it with as many, not {processes}"
         )
     step = run.latest()
     if step is None and run.manifest.lineage:
@@ -183,9 +181,7 @@ def _child(arguments: list[str], out: Path) -> Run:
         try:
             code = child.wait()
             break
-        except (
-            KeyboardInterrupt
-        ):  # the child saves and ends, as it would alone; at the second one it ends at once
+        except KeyboardInterrupt:  # the child saves and ends, as it would alone; at the second one it ends at once
             child.send_signal(signal.SIGTERM if asked == 0 else signal.SIGINT)
             asked += 1
     if code == INTERRUPTED and Run(out).checkpoints():
@@ -220,9 +216,7 @@ def _trainer(
     given = {name: module for name, module in given.items() if name not in modules}
     for state in states:
         _load_weights(modules, state["modules"])
-        _load_weights(
-            given, {**state["modules"], **state["ema"]}
-        )  # carried along as they would be sampled with
+        _load_weights(given, {**state["modules"], **state["ema"]})  # carried along as they would be sampled with
     modules_to({**given, **modules}, place, made.fit.precision)
     seeding.seed_all(seeding.key(made.fit.seed, place.rank))
     trainer = kind(config, made.task, modules, facts, given, place)
@@ -258,9 +252,7 @@ def _build_sources(sources: Sequence[Source], made: Plan, facts: Mapping[str, An
     return modules
 
 
-def _from(
-    paths: Sequence[str | Path], made: Plan
-) -> tuple[list[Source], list[dict[str, Any]], list[dict[str, Any]]]:
+def _from(paths: Sequence[str | Path], made: Plan) -> tuple[list[Source], list[dict[str, Any]], list[dict[str, Any]]]:
     """Read the runs of ``--from``: the stages that built their modules, their lineage, and their states."""
     sources: list[Source] = []
     lineage: list[dict[str, Any]] = []
@@ -279,9 +271,7 @@ def _from(
     missing = [stage for stage in made.stage.after if stage not in got]
     if missing:
         first = f"headwater train {made.method.name} --stage {missing[0]} --out ..."
-        raise UsageError(
-            f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'"
-        )
+        raise UsageError(f"the stage {made.stage.name!r} builds on {missing[0]!r}: pass --from RUN, made by '{first}'")
     return sources, lineage, states
 
 
@@ -321,9 +311,7 @@ def plan_of(run: Run, overrides: Mapping[str, Any] | None = None, sampler: str |
     tables = run.config()
     if sampler is not None and sampler != m.sampler:
         tables["sampler"] = {}
-    return plan(
-        m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides
-    )
+    return plan(m.method, task=m.task, stage=m.stage, sampler=sampler or m.sampler, config=tables, overrides=overrides)
 
 
 def model_state(run: Run, step: int, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -399,9 +387,7 @@ def convert(
         task = module.task_of(state, hyperparameters)
     made = plan(method, stage=stage, task=task, overrides=merge(found, tables))
     kind: type[Trainer] = registry.resolve(made.stage.trainer)
-    own = Source(
-        stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules)
-    )
+    own = Source(stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules))
     model: dict[str, Any] = {
         "step": 0, "facts": kind.facts(made.config["trainer"], made.task), "ema": {},
         "modules": {name: dict(m.state_dict()) for name, m in modules.items()},

@@ -116,9 +116,7 @@ def load_official(path: Path) -> Any:
     if path.suffix == ".npz":
         import numpy as np
 
-        return _guarded(
-            path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()}
-        )
+        return _guarded(path, lambda: {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()})
     if head[:2] == b"\x1f\x8b":
         return _guarded(path, lambda: _AllowList.load(io.BytesIO(gzip.decompress(path.read_bytes()))))
     with warnings.catch_warnings():
@@ -139,9 +137,7 @@ def _through_allow_list(path: Path, head: bytes) -> Any:
         except Exception:
             source.seek(0)
             value = _AllowList.load(source)
-            if (
-                value == LEGACY
-            ):  # the first of several pickles of torch, which says that this is one of its files
+            if value == LEGACY:  # the first of several pickles of torch, which says that this is one of its files
                 raise
             return value
 

@@ -124,14 +124,10 @@ def _write(path: Path, text: str) -> None:
 
 def _plotly(path: Path, script: str, nonce: str) -> str:
     """The script element that brings Plotly, embedded or shared."""
-    if script != EMBED and (
-        PurePosixPath(script).is_absolute() or Path(script).is_absolute() or ":" in script
-    ):
+    if script != EMBED and (PurePosixPath(script).is_absolute() or Path(script).is_absolute() or ":" in script):
         raise UsageError(f"script={script!r}: give 'embed', or a path relative to the page")
     try:
-        source = (
-            importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
-        )
+        source = importlib.resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise HeadwaterError(
             "the report has figures, which need Plotly; install it: pip install 'headwater[report]'"
@@ -271,11 +267,7 @@ def _tiles(figure: Any) -> dict[str, Any]:
 
 def _figure(panel: Figure) -> str:
     layout = panel.figure.get("layout") or {}
-    numbers = {
-        **_tiles(panel.figure),
-        "height": layout.get("height"),
-        "scene": _is_scene(panel.figure) or None,
-    }
+    numbers = {**_tiles(panel.figure), "height": layout.get("height"), "scene": _is_scene(panel.figure) or None}
     attributes = "".join(f' data-{k}="{_text(v)}"' for k, v in numbers.items() if v is not None)
     name = _text(re.sub(r"\W+", "-", panel.title.lower()).strip("-") or "figure")
     return (
@@ -289,8 +281,7 @@ def _is_scene(figure: Any) -> bool:
     flat = {"scatter", "bar", "heatmap", "histogram", "contour", "box", "violin"}
     kinds = {trace.get("type", "scatter") for trace in figure.get("data") or ()} - flat
     return any(
-        kind.endswith("3d") or kind in {"surface", "isosurface", "volume", "cone", "streamtube"}
-        for kind in kinds
+        kind.endswith("3d") or kind in {"surface", "isosurface", "volume", "cone", "streamtube"} for kind in kinds
     )
 
 
@@ -305,12 +296,7 @@ def _json(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """What JSON does not know: arrays, tensors, their scalars, other containers, dates."""
-    if (
-        isinstance(value, np.ndarray)
-        and value.size >= 1024
-        and value.dtype.str in PACKED
-        and np.isfinite(value).all()
-    ):
+    if isinstance(value, np.ndarray) and value.size >= 1024 and value.dtype.str in PACKED and np.isfinite(value).all():
         # Plotly's own form for large arrays: their bytes, a third of the size of the digits and exact.
         packed = {"dtype": PACKED[value.dtype.str], "bdata": base64.b64encode(value.tobytes()).decode()}
         return packed if value.ndim == 1 else {**packed, "shape": ", ".join(map(str, value.shape))}
@@ -324,16 +310,7 @@ def _plain(value: Any) -> Any:
         return str(value)
 
 
-PACKED = {
-    "<f4": "f4",
-    "<f8": "f8",
-    "<i4": "i4",
-    "<i2": "i2",
-    "|i1": "i1",
-    "|u1": "u1",
-    "<u2": "u2",
-    "<u4": "u4",
-}
+PACKED = {"<f4": "f4", "<f8": "f8", "<i4": "i4", "<i2": "i2", "|i1": "i1", "|u1": "u1", "<u2": "u2", "<u4": "u4"}
 
 
 def _finite(value: Any) -> Any:
@@ -350,9 +327,7 @@ def _finite(value: Any) -> Any:
 
 def _images(panel: Images) -> str:
     if len(panel.labels) > len(panel.images):
-        raise HeadwaterError(
-            f"images {panel.title!r}: {len(panel.labels)} labels for {len(panel.images)} pictures"
-        )
+        raise HeadwaterError(f"images {panel.title!r}: {len(panel.labels)} labels for {len(panel.images)} pictures")
     labels = [*panel.labels, *[""] * (len(panel.images) - len(panel.labels))]
     figures = []
     for i, (data, label) in enumerate(zip(panel.images, labels, strict=True), 1):

@@ -20,9 +20,7 @@ def make(name: str, where: Path) -> Path:
     """
     slug = name.removeprefix("headwater-")
     if not is_slug(slug):
-        raise UsageError(
-            f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens"
-        )
+        raise UsageError(f"{name!r} is no plugin name; use lower-case letters and digits joined by single hyphens")
     folder = where / f"headwater-{slug}"
     if folder.exists():
         raise RunError(f"{folder} exists; choose another name or -o")

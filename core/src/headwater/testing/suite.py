@@ -99,9 +99,7 @@ def check_light_import(bench: Bench) -> None:
     module = registry.owner("method", bench.method).module
     if module is None:
         return  # registered from a script, which has no module of its own to import
-    code = (
-        f"import sys, {module}; print(*(m for m in ('torch', 'numpy') if m in sys.modules), file=sys.stderr)"
-    )
+    code = f"import sys, {module}; print(*(m for m in ('torch', 'numpy') if m in sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = done.stderr.strip()
@@ -161,9 +159,7 @@ def same(a: Any, b: Any) -> bool:
         return (
             isinstance(b, torch.Tensor)
             and a.dtype == b.dtype
-            and torch.equal(
-                a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)
-            )
+            and torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
         )
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
@@ -200,9 +196,7 @@ def check_read_back(bench: Bench) -> None:
         path = model.sample_to(bench.folder / f"read-back{suffix}", 3, seed=0)
         again = bench.folder / f"again{suffix}"
         writer.write(writer.read(path), again)
-        assert digest(path) == digest(again), (
-            f"{suffix or 'folder'}: reading back and writing gives another file"
-        )
+        assert digest(path) == digest(again), f"{suffix or 'folder'}: reading back and writing gives another file"
 
 
 def check_interrupted_sampling(bench: Bench) -> None:

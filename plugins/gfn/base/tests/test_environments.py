@@ -137,18 +137,14 @@ def test_hypergrid_rewards_equal_a_plain_loop(kind):
 
 def test_log_z_of_sets_equals_brute_force():
     environment = SetGeneration(SetGenerationConfig(n_items=9, set_size=4, energy_seed=3))
-    brute = np.logaddexp.reduce(
-        [-environment.energies[list(c)].sum().item() for c in combinations(range(9), 4)]
-    )
+    brute = np.logaddexp.reduce([-environment.energies[list(c)].sum().item() for c in combinations(range(9), 4)])
     assert environment.log_partition() == pytest.approx(brute, abs=1e-12)
     assert TableEnvironment(environment).log_partition() == pytest.approx(brute, abs=1e-6)
 
 
 def test_the_highest_reward_of_sets_is_that_of_the_lowest_energies():
     environment = SetGeneration(SetGenerationConfig(n_items=9, set_size=4, energy_seed=3))
-    assert environment.highest_log_reward() == pytest.approx(
-        TableEnvironment(environment).highest_log_reward()
-    )
+    assert environment.highest_log_reward() == pytest.approx(TableEnvironment(environment).highest_log_reward())
 
 
 def test_elementary_symmetric_polynomials_of_known_weights():

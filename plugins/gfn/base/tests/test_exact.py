@@ -62,16 +62,12 @@ def test_detailed_and_sub_trajectory_balance_are_zero(solved, forward_looking_fl
     flows = terminate(log_flow, table.log_reward(trajectories.last).double(), trajectories.length)
     assert float(detailed_balance(terms.log_pf, terms.log_pb, flows, trajectories.length)) < 1e-10
     for lam in (0.1, 0.9, 1.0):
-        assert (
-            float(sub_trajectory_balance(terms.log_pf, terms.log_pb, flows, trajectories.length, lam)) < 1e-10
-        )
+        assert float(sub_trajectory_balance(terms.log_pf, terms.log_pb, flows, trajectories.length, lam)) < 1e-10
 
 
 def test_objectives_on_incomplete_trajectories_are_zero(solved, generator):
     table, policy, trajectories, _, _ = solved
-    length = 1 + (torch.rand(64, generator=generator) * trajectories.length).long().clamp_max(
-        trajectories.length - 1
-    )
+    length = 1 + (torch.rand(64, generator=generator) * trajectories.length).long().clamp_max(trajectories.length - 1)
     cut = trajectories.cut(length)
     terms = evaluate(table, policy, cut)
     last = torch.where(cut.complete, table.log_reward(trajectories.last), math.nan).double()
@@ -117,9 +113,7 @@ def test_divergences_equal_their_definitions(generator):
     p, q = p / p.sum(), q / q.sum()
     scipy = pytest.importorskip("scipy.spatial.distance")
     assert jensen_shannon(p, q) == pytest.approx(scipy.jensenshannon(p, q) ** 2, abs=1e-12)
-    assert l1_distance(p, q) == pytest.approx(
-        sum(abs(a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
-    )
+    assert l1_distance(p, q) == pytest.approx(sum(abs(a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True)))
 
 
 def test_trajectories_drawn_backward_are_walks_from_the_source(solved, generator):

@@ -122,8 +122,7 @@ def test_a_molecule_is_its_blocks_joined(environment: Fragments) -> None:
     assert smiles("{phenyl} {cyano}@0.0:0") == "N#Cc1ccccc1"
     assert smiles("{carbonyl} {phenyl}@0.0:0 {amine}@0.1:0") == "NC(=O)c1ccccc1"
     assert (
-        smiles("{phenyl} {nitrogen}@0.0:0".replace("{nitrogen}", str(number["morpholin-4-yl"])))
-        == "c1ccc(N2CCOCC2)cc1"
+        smiles("{phenyl} {nitrogen}@0.0:0".replace("{nitrogen}", str(number["morpholin-4-yl"]))) == "c1ccc(N2CCOCC2)cc1"
     )
     sulfonamide = number["sulfonamide, by sulfur"]
     assert smiles(f"{{phenyl}} {sulfonamide}@0.0:1 {{methyl}}@1.0:0") == "CNS(=O)(=O)c1ccccc1"
@@ -137,9 +136,7 @@ def test_top_k_and_modes_follow_their_definitions(environment: Fragments, sample
     best = np.argsort(-values, kind="stable")[:10]
     mean, distance = top_k(mols, values, 10)
     assert mean == pytest.approx(values[best].mean())
-    assert distance == pytest.approx(
-        np.mean([1 - similarity[i, j] for i, j in itertools.combinations(best, 2)])
-    )
+    assert distance == pytest.approx(np.mean([1 - similarity[i, j] for i, j in itertools.combinations(best, 2)]))
     assert np.isnan(top_k(mols[:1], values[:1])[1])
 
     threshold, opened = float(np.median(values)), []

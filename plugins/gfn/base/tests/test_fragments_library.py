@@ -26,9 +26,7 @@ needs_data = pytest.mark.skipif(not LIBRARY.exists(), reason="the 105-block libr
 
 
 def write(path: Path, blocks: Sequence[tuple[Any, Any]], **more: Any) -> Path:
-    path.write_text(
-        json.dumps({"block_smi": [b[0] for b in blocks], "block_r": [b[1] for b in blocks], **more})
-    )
+    path.write_text(json.dumps({"block_smi": [b[0] for b in blocks], "block_r": [b[1] for b in blocks], **more}))
     return path
 
 

@@ -48,9 +48,7 @@ class PlainAgent(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(k, WIDTH) for k in (len(self.true) + 1, n + 1, n))
         # torch-geometric 1 kept the root before the bias; 2 has it in a layer, after the bias.
         self.conv = nn.ParameterList(
-            [torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)]
-            if old
-            else [torch.randn(WIDTH), torch.randn(WIDTH, WIDTH)]
+            [torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)] if old else [torch.randn(WIDTH), torch.randn(WIDTH, WIDTH)]
         )
         act = nn.LeakyReLU
         self.block2emb = nn.Sequential(nn.Linear(WIDTH, WIDTH), act(), nn.Linear(WIDTH, WIDTH))
@@ -60,9 +58,7 @@ class PlainAgent(nn.Module):
         )
         self.global2pred = nn.Sequential(nn.Linear(WIDTH, WIDTH), act(), nn.Linear(WIDTH, outputs))
 
-    def forward(
-        self, row: list[int], steps: int, directed: bool
-    ) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
+    def forward(self, row: list[int], steps: int, directed: bool) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
         env = self.environment
         n, atom = env.size, env.tables.atom.tolist()
         smiles = [env.blocks[b].smiles for b in row[:n] if b >= 0]
@@ -88,9 +84,7 @@ class PlainAgent(nn.Module):
                 arriving = []
                 for (i, p), (j, q) in edges:
                     if j == v:
-                        matrix = torch.outer(
-                            self.embeddings[2](stem_type(i, p)), self.embeddings[2](stem_type(j, q))
-                        )
+                        matrix = torch.outer(self.embeddings[2](stem_type(i, p)), self.embeddings[2](stem_type(j, q)))
                         arriving.append(x[i] @ matrix)
                 if arriving:
                     m = m.index_add(0, torch.tensor([v]), torch.stack(arriving).mean(0, keepdim=True))
@@ -132,18 +126,14 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return name_arrays(load_official(path), path)
 
 
-def agrees(
-    policy: GraphPolicy, agent: PlainAgent, environment: Fragments, directed: bool, outputs: int = 2
-) -> None:
+def agrees(policy: GraphPolicy, agent: PlainAgent, environment: Fragments, directed: bool, outputs: int = 2) -> None:
     states = some_states(environment)
     logits, backward, flow = policy(environment.observe(states))
     assert backward is None
     assert logits.shape == (len(states), environment.n_actions)
     assert torch.equal(policy.forward_logits(environment.observe(states)), logits)
     nb = len(environment.blocks)
-    for row, found, log_flow, mask in zip(
-        states.tolist(), logits, flow, environment.forward_mask(states), strict=True
-    ):
+    for row, found, log_flow, mask in zip(states.tolist(), logits, flow, environment.forward_mask(states), strict=True):
         expected, graph = agent(row, policy.steps, directed)
         assert found[-1].item() == pytest.approx(graph[0].item(), abs=1e-6)
         assert log_flow.item() == pytest.approx(graph[1].item() if outputs == 2 else 0.0, abs=1e-6)
@@ -176,9 +166,7 @@ def test_messages_both_ways_equal_a_plain_loop(
     agent = PlainAgent(environment, 2, old=False).double()
     policy = GraphPolicy(environment.blocks, environment.size, WIDTH, 3, shared_types=True).double()
     arrays = list(agent.parameters())
-    state = dict(
-        zip(("blockemb.weight", "stememb.weight", "bondemb.weight", "bias", "root"), arrays, strict=False)
-    )
+    state = dict(zip(("blockemb.weight", "stememb.weight", "bondemb.weight", "bias", "root"), arrays, strict=False))
     names = [n.replace("_l0", "") for n, _ in agent.named_parameters()][5:]
     state.update(zip(names, arrays[5:], strict=True))
     policy.load_state_dict(state)

@@ -21,9 +21,7 @@ from rdkit.Contrib.SA_Score import sascorer
 
 DATA = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "gfn-fl"
 WEIGHTS, LIBRARY = DATA / "seh_proxy_params.npz", DATA / "blocks_PDB_105.json"
-needs_weights = pytest.mark.skipif(
-    not WEIGHTS.exists(), reason="the weights of the sEH proxy are not at hand"
-)
+needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights of the sEH proxy are not at hand")
 
 
 def some_states(environment: Fragments, n: int = 40, seed: int = 0) -> torch.Tensor:
@@ -101,9 +99,7 @@ def test_only_new_objects_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda s: s.nothing, "failed on .*AttributeError"),
     ],
 )
-def test_a_scorer_that_answers_wrongly_is_named(
-    monkeypatch: pytest.MonkeyPatch, answer: Any, says: str
-) -> None:
+def test_a_scorer_that_answers_wrongly_is_named(monkeypatch: pytest.MonkeyPatch, answer: Any, says: str) -> None:
     module(monkeypatch, answer=answer)
     environment = Fragments(FragmentsConfig(reward="my_scorers:answer"))
     x = some_states(environment, 60).unique(dim=0)[:30]
@@ -144,9 +140,7 @@ def plain_score(w: dict[str, np.ndarray], molecule: Molecule, transpose_root: bo
         m = x @ root + w["conv.bias"]
         for v in range(len(x)):
             arriving = []
-            for i, j, bond in zip(
-                *(t.tolist() for t in (atoms.source, atoms.target, atoms.bond)), strict=True
-            ):
+            for i, j, bond in zip(*(t.tolist() for t in (atoms.source, atoms.target, atoms.bond)), strict=True):
                 if j == v:
                     attribute = np.eye(5, 4)[bond]
                     hidden = leaky(w["conv.nn.0.weight"] @ attribute + w["conv.nn.0.bias"])
@@ -229,8 +223,7 @@ def test_proxy_does_not_depend_on_the_order_of_atoms_and_blocks() -> None:
 
     environment = Fragments(FragmentsConfig(reward="seh", proxy=WEIGHTS))
     benzene, fluoro, cyano = (
-        next(i for i, b in enumerate(environment.blocks) if b.name == name)
-        for name in ("phenyl", "fluoro", "cyano")
+        next(i for i, b in enumerate(environment.blocks) if b.name == name) for name in ("phenyl", "fluoro", "cyano")
     )
     nb, scores = len(environment.blocks), []
     for words in (

@@ -87,9 +87,7 @@ def test_trajectory_balance(setting):
         (log_z + sum(pf) - sum(pb) - log_reward[i]) ** 2
         for i, pf, pb, _ in one_by_one(environment, policy, trajectories)
     ]
-    compare(
-        policy, trajectory_balance(terms.log_pf, terms.log_pb, log_reward, log_z), torch.stack(plain).mean()
-    )
+    compare(policy, trajectory_balance(terms.log_pf, terms.log_pb, log_reward, log_z), torch.stack(plain).mean())
 
 
 def flows_of(environment, trajectories, terms):

@@ -31,9 +31,7 @@ def test_converted_weights_give_the_same_outputs(tmp_path):
 
 def test_a_converted_checkpoint_is_a_run_to_sample_from(tmp_path):
     torch.save({"state_dict": official().state_dict()}, tmp_path / "net.pt")
-    run = headwater.convert(
-        "gfn-fl", [tmp_path / "net.pt"], tmp_path / "run", overrides={"task": {"set_size": 3}}
-    )
+    run = headwater.convert("gfn-fl", [tmp_path / "net.pt"], tmp_path / "run", overrides={"task": {"set_size": 3}})
     assert run.config()["trainer"]["hidden"] == [9, 11]
     path = headwater.sample(run, tmp_path / "sets.csv", 5)
     assert len(path.read_text().splitlines()) == 6

@@ -65,9 +65,7 @@ def test_fl_subtb_of_single_steps_is_fl_db(terms):
             flow[: n + 1, i : i + 1], partial[: n + 1, i : i + 1], log_reward[i : i + 1], length[i : i + 1]
         )
         short = sub_trajectory_balance(*rows, ours, length[i : i + 1], 1e-12)
-        assert float(short) == pytest.approx(
-            float(detailed_balance(*rows, ours, length[i : i + 1])), rel=1e-9
-        )
+        assert float(short) == pytest.approx(float(detailed_balance(*rows, ours, length[i : i + 1])), rel=1e-9)
 
 
 def test_an_incomplete_trajectory_does_not_see_the_terminal_reward(terms):
@@ -107,10 +105,7 @@ def test_the_molecule_losses_of_the_official_code():
     db = detailed_balance(spread(pf), pb, terminate(flow, data["log_reward"], length), length) * total
     ends = partial[length, torch.arange(n)]
     fl = (
-        detailed_balance(
-            spread(pf), pb, state_flows(flow, partial, ends, length, terminal_flow="free"), length
-        )
-        * total
+        detailed_balance(spread(pf), pb, state_flows(flow, partial, ends, length, terminal_flow="free"), length) * total
     )
     for name, loss in (("db", db), ("fl", fl)):
         assert float(loss.detach()) == pytest.approx(float(data[name]), rel=1e-5)

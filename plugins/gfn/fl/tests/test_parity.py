@@ -23,21 +23,15 @@ class Case:
         self.arrays = dict(np.load(FOLDER / f"{name}.npz", allow_pickle=False))
         sizes = json.loads((FOLDER / "config.json").read_text())[name]
         self.sizes = sizes
-        self.environment = SetGeneration(
-            SetGenerationConfig(n_items=sizes["action_dim"], set_size=sizes["set_size"])
-        )
+        self.environment = SetGeneration(SetGenerationConfig(n_items=sizes["action_dim"], set_size=sizes["set_size"]))
         self.environment.energies = torch.from_numpy(self.arrays["energies"]).double()
-        state = {
-            k.removeprefix("sd/"): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith("sd/")
-        }
+        state = {k.removeprefix("sd/"): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith("sd/")}
         self.policy = from_official(state)["policy"]
         actions = torch.from_numpy(self.arrays["actions"]).T.long()
         states = [self.environment.start(actions.shape[1])]
         for a in actions:
             states.append(self.environment.step(states[-1], a))
-        self.trajectories = Trajectories(
-            torch.stack(states), actions, torch.full((actions.shape[1],), len(actions))
-        )
+        self.trajectories = Trajectories(torch.stack(states), actions, torch.full((actions.shape[1],), len(actions)))
         self.log_reward = self.environment.log_reward(states[-1])
         self.log_z = torch.tensor(float(self.arrays["Z"][0]), requires_grad=True)
 
@@ -68,9 +62,7 @@ def test_states_and_rewards_are_those_of_the_official_environment(case):
     states = case.trajectories.states.transpose(0, 1).float()
     assert torch.equal(states, torch.from_numpy(case.arrays["states"]).float())
     log_step = torch.from_numpy(case.arrays["step_rewards"]).double().log()
-    partial = case.environment.log_partial_reward(case.trajectories.states.flatten(0, 1)).view(
-        states.shape[1], -1
-    )
+    partial = case.environment.log_partial_reward(case.trajectories.states.flatten(0, 1)).view(states.shape[1], -1)
     torch.testing.assert_close(partial.diff(dim=0).T.double(), log_step, rtol=1e-5, atol=2e-6)
     walk = np.log(case.arrays["walk/reward"].astype(np.float64)).sum()
     assert float(case.log_reward[0]) == pytest.approx(float(walk), abs=1e-5)

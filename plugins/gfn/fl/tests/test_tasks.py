@@ -84,9 +84,7 @@ def test_an_official_policy_of_molecules_becomes_a_run(tmp_path):
     state = environment.make_policy((8,), "relu").state_dict()
     order = ["blockemb.weight", "stememb.weight", "bondemb.weight", "bias", "root"]
     order += [k for k in state if k.startswith("block2emb")] + [k for k in state if k.startswith("gru")]
-    order += [k for k in state if k.startswith("stem2pred")] + [
-        k for k in state if k.startswith("global2pred")
-    ]
+    order += [k for k in state if k.startswith("stem2pred")] + [k for k in state if k.startswith("global2pred")]
     with gzip.open(tmp_path / "params.pkl.gz", "wb") as file:
         pickle.dump([state[k].numpy() for k in order], file)
     run = headwater.convert(

@@ -21,12 +21,7 @@ def train(path, *, task=None, trainer=None, steps=1000, name=None, **fit):
 
 
 def found(run):
-    return {
-        k.removeprefix("valid/"): v
-        for line in run.metrics()
-        for k, v in line.items()
-        if k.startswith("valid/")
-    }
+    return {k.removeprefix("valid/"): v for line in run.metrics() for k, v in line.items() if k.startswith("valid/")}
 
 
 @pytest.mark.parametrize(
@@ -73,18 +68,14 @@ def test_objects_of_the_trained_policy_follow_the_reward(tmp_path):
     seen = torch.bincount(numbers, minlength=len(target)).double() / 20_000
     assert l1_distance(seen, target.exp()) < 0.25  # 924 objects: sampling noise alone gives about 0.17
     assert (
-        learned_distribution(
-            table, torch.log_softmax(torch.where(table.child >= 0, 0.0, -1e9).double(), 1)
-        ).sum()
+        learned_distribution(table, torch.log_softmax(torch.where(table.child >= 0, 0.0, -1e9).double(), 1)).sum()
         > 0.99
     )
 
 
 def test_a_grid_with_stop_is_learned_and_its_modes_are_found(tmp_path):
     task = {"dimensions": 2, "side": 8, "reward": "standard"}
-    metrics = found(
-        train(tmp_path / "run", name="hypergrid", task=task, trainer={"exploration": 0.1}, steps=1500)
-    )
+    metrics = found(train(tmp_path / "run", name="hypergrid", task=task, trainer={"exploration": 0.1}, steps=1500))
     assert metrics["l1"] < 0.1
     assert metrics["modes"] == 4
 

@@ -12,14 +12,10 @@ class GFlowNetConfig(Config):
     """Network, optimiser, exploration and replay."""
 
     batch_size: PositiveInt = Field(16, description="trajectories in a training batch")
-    hidden: tuple[PositiveInt, ...] = Field(
-        (256, 256), min_length=1, description="widths of the hidden layers"
-    )
+    hidden: tuple[PositiveInt, ...] = Field((256, 256), min_length=1, description="widths of the hidden layers")
     activation: Literal["relu", "leaky-relu"] = Field("leaky-relu", description="between the layers")
     learning_rate: PositiveFloat = Field(1e-3, description="step size of Adam for the network")
-    scalar_learning_rate: PositiveFloat = Field(
-        0.1, description="step size of Adam for log Z and other bare scalars"
-    )
+    scalar_learning_rate: PositiveFloat = Field(0.1, description="step size of Adam for log Z and other bare scalars")
     decay_steps: PositiveInt | None = Field(
         None, description="steps over which the rates fall to 0 along a cosine; constant rates without"
     )
@@ -27,9 +23,7 @@ class GFlowNetConfig(Config):
     exploration_until: PositiveInt | None = Field(
         None, description="step at which exploration has fallen linearly to 0; it stays as it is without"
     )
-    temperature: PositiveFloat = Field(
-        1.0, description="divides the logits while training trajectories are sampled"
-    )
+    temperature: PositiveFloat = Field(1.0, description="divides the logits while training trajectories are sampled")
     backward: Literal["learned", "uniform"] = Field("learned", description="the backward policy P_B")
     replay: Literal["none", "uniform", "prioritised"] = Field(
         "none", description="learn from earlier objects too; prioritised: half of them from the best tenth"

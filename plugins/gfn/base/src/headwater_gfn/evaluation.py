@@ -87,9 +87,7 @@ def _spread(where: Tensor, values: Tensor) -> Tensor:
     return torch.zeros(where.shape, dtype=values.dtype, device=values.device).masked_scatter(where, values)
 
 
-def edge_flows(
-    environment: Environment, policy: Policy, s: Tensor, log_reward: Tensor
-) -> tuple[Tensor, Tensor]:
+def edge_flows(environment: Environment, policy: Policy, s: Tensor, log_reward: Tensor) -> tuple[Tensor, Tensor]:
     """log of the flow into and out of states ``s`` (M, \\*state_shape), none of which is the source: two (M,).
 
     The forward logits are read as log F(s -> s'). The flow out of a terminal state is its reward, which is taken
@@ -100,9 +98,7 @@ def edge_flows(
     going = ~terminal
     log_out = log_reward.clone()
     logits = policy.forward_logits(environment.observe(s[going]))
-    log_out[going] = (
-        torch.where(environment.forward_mask(s[going]), logits, -math.inf).logsumexp(1).to(log_out)
-    )
+    log_out[going] = torch.where(environment.forward_mask(s[going]), logits, -math.inf).logsumexp(1).to(log_out)
 
     rows, backward = environment.backward_mask(s[~stopped]).nonzero(as_tuple=True)
     rows = (~stopped).nonzero().squeeze(1)[rows]

@@ -31,9 +31,7 @@ def valid_transitions(length: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=length.device).unsqueeze(1) < length
 
 
-def terminate(
-    log_flow: Tensor, log_terminal: Tensor, length: Tensor, complete: Tensor | None = None
-) -> Tensor:
+def terminate(log_flow: Tensor, log_terminal: Tensor, length: Tensor, complete: Tensor | None = None) -> Tensor:
     """Put ``log_terminal`` (B,) in the place of the last state's log flow, in trajectories that are ``complete``.
 
     The terminal flow is the reward: this is where it enters. An incomplete trajectory keeps the network's flow.
@@ -80,9 +78,7 @@ def sub_trajectory_balance(
     u = log_flow - gone
     place = torch.arange(steps + 1, device=u.device)
     apart = place - place.unsqueeze(1)
-    weight = torch.where(
-        apart > 0, torch.as_tensor(lam, dtype=u.dtype, device=u.device) ** apart.clamp_min(0), 0.0
-    )
+    weight = torch.where(apart > 0, torch.as_tensor(lam, dtype=u.dtype, device=u.device) ** apart.clamp_min(0), 0.0)
     inside = place.unsqueeze(1) <= length
     weights = weight.unsqueeze(-1) * inside.unsqueeze(0)
     squared = (u.unsqueeze(1) - u.unsqueeze(0)).square()

@@ -25,9 +25,7 @@ def distributions(
     table = tabulate(environment)
     if not isinstance(table, TableEnvironment):
         return None
-    learned = {
-        name: learned_distribution(table, forward_policy(table, policy)) for name, policy in policies.items()
-    }
+    learned = {name: learned_distribution(table, forward_policy(table, policy)) for name, policy in policies.items()}
     return table, log_target(table).exp(), learned
 
 

@@ -132,11 +132,7 @@ def roll_out(
     Gumbel noise; trajectories that ended cost nothing more.
     """
     behaviour = behaviour or Behaviour()
-    if (
-        isinstance(environment, TableEnvironment)
-        and generator.device.type == "cpu"
-        and environment.n_actions <= WIDE
-    ):
+    if isinstance(environment, TableEnvironment) and generator.device.type == "cpu" and environment.n_actions <= WIDE:
         return _walk_table(environment, policy, n, generator, behaviour)
     return _walk(environment, policy, n, generator, behaviour)
 

@@ -63,9 +63,7 @@ class TableEnvironment(Environment):
             layers.append(layer)
             total += len(layer) + len(ends[-1])
             if total > limit:
-                raise UsageError(
-                    f"{type(self.of).__name__} has more than {limit:,} states, too many to go through"
-                )
+                raise UsageError(f"{type(self.of).__name__} has more than {limit:,} states, too many to go through")
             if len(layer):
                 rows, actions = self.of.forward_mask(layer).nonzero(as_tuple=True)
                 layer = _unique(self.of, self.of.step(layer[rows], actions))
@@ -206,9 +204,7 @@ class TableEnvironment(Environment):
         return self.of.pictures(policies)
 
 
-def tabulate(
-    environment: Environment, most: int = 400_000, device: torch.device | str = "cpu"
-) -> Environment:
+def tabulate(environment: Environment, most: int = 400_000, device: torch.device | str = "cpu") -> Environment:
     """``environment`` as tables where it is known to have at most ``most`` states, else as it is."""
     if environment.n_states is None or environment.n_states > most:
         return environment

@@ -54,13 +54,9 @@ class GFlowNetTrainer(Trainer):
         config, device = self.config, self.place.device
         self.environment: Environment = tabulate(self.task, device=device)
         self.policy: Any = self.modules["policy"]
-        groups: list[dict[str, Any]] = [
-            {"params": list(self.policy.parameters()), "lr": config.learning_rate}
-        ]
+        groups: list[dict[str, Any]] = [{"params": list(self.policy.parameters()), "lr": config.learning_rate}]
         if "scalars" in self.modules:
-            groups.append(
-                {"params": list(self.modules["scalars"].parameters()), "lr": config.scalar_learning_rate}
-            )
+            groups.append({"params": list(self.modules["scalars"].parameters()), "lr": config.scalar_learning_rate})
         adam = torch.optim.Adam(groups, fused=True)
         self.optimisers["adam"] = adam
         if config.decay_steps is not None:

@@ -20,9 +20,7 @@ class FLConfig(GFlowNetConfig):
         description="log Ftilde of terminal states: 0 (the paper, exact), one learned constant (exact), "
         "or the network's output (the official code, biased)",
     )
-    lam: float = Field(
-        0.9, gt=0, le=1, description="lambda of SubTB: the weight of a part of length l is lambda^l"
-    )
+    lam: float = Field(0.9, gt=0, le=1, description="lambda of SubTB: the weight of a part of length l is lambda^l")
     energy_scale: float = Field(
         1.0, ge=0, le=1, description="weight of the energies of partial objects; the terminal one stays whole"
     )

@@ -89,9 +89,7 @@ def _make_room(out: Path) -> None:
         raise RunError(f"{out} holds {strange[0]!r}, which is not of a demo; choose another --out")
 
 
-def _run(
-    path: Path, task: str, settings: dict[str, Any], steps: int, trainer: dict[str, Any], **fit: Any
-) -> Run:
+def _run(path: Path, task: str, settings: dict[str, Any], steps: int, trainer: dict[str, Any], **fit: Any) -> Run:
     """Train into ``path`` on one CPU device; a demo that is interrupted ends here."""
     run = headwater.train(
         "gfn-fl", path, task=task, force=True,
@@ -146,9 +144,7 @@ def _landscape(results: dict[str, Result]) -> list[Panel]:
     for step in (EARLY, STEPS):
         policies = {name: _policy(result.run, environment, step) for name, result in results.items()}
         first, *rest = environment.pictures(policies)
-        panels.append(
-            Figure(f"Probability of each cell after {step} steps", first.figure, caption=first.caption)
-        )
+        panels.append(Figure(f"Probability of each cell after {step} steps", first.figure, caption=first.caption))
         if step == STEPS:
             panels += rest
     return panels
@@ -177,9 +173,7 @@ def _molecules(out: Path, console: Console) -> list[Panel]:
         text = "Molecules need RDKit: pip install 'headwater-gfn-fl[mol]'"
         console.print(text, markup=False)
         return [Text("No molecules", text)]
-    console.print(
-        f"The same two build drug-like molecules from up to four fragments, {MOLECULE_STEPS} steps each:"
-    )
+    console.print(f"The same two build drug-like molecules from up to four fragments, {MOLECULE_STEPS} steps each:")
     runs = {
         name: _run(
             out / f"molecules-{objective}", "fragments", MOLECULES, MOLECULE_STEPS,
@@ -189,10 +183,7 @@ def _molecules(out: Path, console: Console) -> list[Panel]:
     }  # fmt: skip
     lines = {name: [line for line in run.metrics() if "log_reward" in line] for name, run in runs.items()}
     beta = MOLECULES["beta"]
-    qed = {
-        n: ([v["step"] for v in vs], [math.exp(v["log_reward"] / beta) for v in vs])
-        for n, vs in lines.items()
-    }
+    qed = {n: ([v["step"] for v in vs], [math.exp(v["log_reward"] / beta) for v in vs]) for n, vs in lines.items()}
     model = headwater.load(next(iter(runs.values())), device="cpu")
     pictures = model.task.pictures({"FL-DB": model.modules["policy"]})
     learning = curves(

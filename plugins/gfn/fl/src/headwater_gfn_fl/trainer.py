@@ -37,9 +37,7 @@ class FLTrainer(GFlowNetTrainer):
     def setup(self) -> None:
         super().setup()
         if self.config.incomplete and self.config.objective in ("tb", "fm"):
-            raise UsageError(
-                f"trainer.incomplete: {self.config.objective} cannot learn from incomplete trajectories"
-            )
+            raise UsageError(f"trainer.incomplete: {self.config.objective} cannot learn from incomplete trajectories")
 
     def scalar(self, name: str) -> Tensor:
         """One of the bare parameters."""

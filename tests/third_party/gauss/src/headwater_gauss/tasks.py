@@ -18,9 +18,7 @@ class Points(Task):
 
     def read(self, path):
         try:
-            return torch.tensor(
-                [[float(v) for v in line.split(",")] for line in path.read_text().splitlines()]
-            )
+            return torch.tensor([[float(v) for v in line.split(",")] for line in path.read_text().splitlines()])
         except ValueError as error:
             raise DataError(f"{path} holds no points: {error}") from error
 

@@ -32,9 +32,7 @@ class GaussTrainer(Trainer):
 
     def setup(self):
         self.points = self.task.points()
-        self.optimisers["adam"] = torch.optim.Adam(
-            self.modules["normal"].parameters(), self.config.learning_rate
-        )
+        self.optimisers["adam"] = torch.optim.Adam(self.modules["normal"].parameters(), self.config.learning_rate)
 
     def draw(self, k, generator):
         return self.points[torch.randint(len(self.points), (self.config.batch_size,), generator=generator)]

@@ -165,9 +165,7 @@ class SetGeneration(Environment):
         bad = ~torch.isfinite(energy)
         if bool(bad.any()):
             value, words = float(energy[bad][0]), self.describe(s[bad][:1])[0]
-            raise PluginError(
-                f"{self.config.energy} returned {value} for the set {words!r}; an energy must be finite"
-            )
+            raise PluginError(f"{self.config.energy} returned {value} for the set {words!r}; an energy must be finite")
         return -energy
 
     def log_partition(self) -> float | None:

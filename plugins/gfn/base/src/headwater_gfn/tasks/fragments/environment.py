@@ -29,9 +29,7 @@ class FragmentsConfig(Config):
     blocks: Path | None = Field(
         None, description="JSON file of blocks (block_smi, block_r); the embedded library without"
     )
-    min_blocks: PositiveInt = Field(
-        2, description="a molecule with fewer blocks cannot stop, unless no stem is free"
-    )
+    min_blocks: PositiveInt = Field(2, description="a molecule with fewer blocks cannot stop, unless no stem is free")
     max_blocks: int = Field(8, ge=1, le=16, description="a molecule of so many blocks can only stop")
     reward: str = Field(
         "qed",
@@ -48,15 +46,9 @@ class FragmentsConfig(Config):
         description="graph: messages along all bonds; one-hot: a perceptron; official: messages to the children only, "
         "of torch-geometric 2 or 1, for converted weights",
     )
-    convolutions: PositiveInt = Field(
-        6, description="message-passing steps of a graph network; 10 in the paper"
-    )
-    mode_reward: float | None = Field(
-        None, description="lowest value of a mode; 7.5/8 for seh, else 0.8 without"
-    )
-    mode_similarity: float = Field(
-        0.7, gt=0, le=1, description="molecules nearer than this are one mode (Tanimoto)"
-    )
+    convolutions: PositiveInt = Field(6, description="message-passing steps of a graph network; 10 in the paper")
+    mode_reward: float | None = Field(None, description="lowest value of a mode; 7.5/8 for seh, else 0.8 without")
+    mode_similarity: float = Field(0.7, gt=0, le=1, description="molecules nearer than this are one mode (Tanimoto)")
     cache_size: NonNegativeInt = Field(200_000, description="how many rewards and molecules are remembered")
 
     @model_validator(mode="after")
@@ -105,9 +97,7 @@ class Fragments(Environment):
         self.max_len = self.size + 1
         self.state_shape = (4 * self.size + 1,)
         self._sizes = (len(self.blocks), self.size, self.width, self.width)
-        self.n_features = (
-            self.size * sum(n + 1 for n in self._sizes) if config.network == "one-hot" else 4 * self.size
-        )
+        self.n_features = self.size * sum(n + 1 for n in self._sizes) if config.network == "one-hot" else 4 * self.size
         self._on: dict[torch.device, Tables] = {self.tables.own.device: self.tables}
         self._scores: OrderedDict[tuple[int, ...], float] = OrderedDict()
         self._molecules: OrderedDict[tuple[int, ...], Molecule] = OrderedDict()
@@ -223,9 +213,7 @@ class Fragments(Environment):
     def observe(self, s: Tensor) -> Tensor:
         if self.config.network != "one-hot":
             return s[:, :-1]
-        columns = [
-            torch.nn.functional.one_hot(f + 1, n + 1) for f, n in zip(self.tree(s), self._sizes, strict=True)
-        ]
+        columns = [torch.nn.functional.one_hot(f + 1, n + 1) for f, n in zip(self.tree(s), self._sizes, strict=True)]
         return torch.cat([c.flatten(1) for c in columns], 1).float()
 
     # Rewards
@@ -347,14 +335,10 @@ class Fragments(Environment):
         tables = self._tables(s.device)
         out = self._state(trees.canonical(tables, self.tree(s)).tree, 1)
         tree = self.tree(out)
-        out_of_reach = (
-            (tree.parent >= 0) & (tables.attach[tree.block.clamp_min(0), tree.own.clamp_min(0)] < 0)
-        ).any(1)
+        out_of_reach = ((tree.parent >= 0) & (tables.attach[tree.block.clamp_min(0), tree.own.clamp_min(0)] < 0)).any(1)
         if bool(out_of_reach.any()):
             word = words[int(out_of_reach.nonzero()[0])]
-            raise ValueError(
-                f"{word!r} cannot be built: of two joined blocks one must be joined by its first stem"
-            )
+            raise ValueError(f"{word!r} cannot be built: of two joined blocks one must be joined by its first stem")
         size = (tree.block >= 0).sum(1)
         early = (size < self.config.min_blocks) & trees.free_stems(tables, tree).flatten(1).any(1)
         if bool(early.any()):

@@ -46,9 +46,7 @@ def write(environment: "Fragments", samples: Samples, path: Path, start: int = 0
     path.write_text(text, encoding="utf-8")
 
 
-def _sdf(
-    environment: "Fragments", samples: Samples, rows: Sequence[tuple[str, float, str]], start: int
-) -> str:
+def _sdf(environment: "Fragments", samples: Samples, rows: Sequence[tuple[str, float, str]], start: int) -> str:
     chem, depictor = rdkit("Chem"), rdkit("Chem.rdDepictor")
     buffer = io.StringIO()
     writer = chem.SDWriter(buffer)
@@ -114,9 +112,7 @@ def parse_tree(word: str, size: int, tables: Tables) -> list[int]:
     """
     parts = [_PART.fullmatch(part) for part in word.split()]
     if not parts or None in parts:
-        raise ValueError(
-            f"{word!r} is no block tree; write a block, then block@parent.stem:own for each further one"
-        )
+        raise ValueError(f"{word!r} is no block tree; write a block, then block@parent.stem:own for each further one")
     if len(parts) > size:
         raise ValueError(f"{word!r} has {len(parts)} blocks, and {size} is the most")
     counts = tables.count.tolist()
@@ -136,9 +132,7 @@ def parse_tree(word: str, size: int, tables: Tables) -> list[int]:
             raise ValueError(f"{word!r}: the parent of block {i} does not come before it")
         for slot, position in ((parent, stem), (i, own)):
             if position >= counts[row[slot]]:
-                raise ValueError(
-                    f"{word!r}: block {row[slot]} has {counts[row[slot]]} stems, and none is {position}"
-                )
+                raise ValueError(f"{word!r}: block {row[slot]} has {counts[row[slot]]} stems, and none is {position}")
             if (slot, position) in taken:
                 raise ValueError(f"{word!r}: stem {position} of slot {slot} has two bonds")
             taken.add((slot, position))

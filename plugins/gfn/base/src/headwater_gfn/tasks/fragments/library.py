@@ -65,9 +65,7 @@ def read_library(path: Path) -> tuple[Block, ...]:
     columns = {name: _column(content, name, path) for name in ("block_smi", "block_r")}
     size = len(columns["block_smi"])
     columns["block_name"] = (
-        _column(content, "block_name", path)
-        if "block_name" in content
-        else [f"block {i}" for i in range(size)]
+        _column(content, "block_name", path) if "block_name" in content else [f"block {i}" for i in range(size)]
     )
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -75,9 +73,7 @@ def read_library(path: Path) -> tuple[Block, ...]:
     if not size:
         raise DataError(f"{path} holds no block")
     blocks = []
-    for name, smiles, stems in zip(
-        columns["block_name"], columns["block_smi"], columns["block_r"], strict=True
-    ):
+    for name, smiles, stems in zip(columns["block_name"], columns["block_smi"], columns["block_r"], strict=True):
         if not isinstance(smiles, str):
             raise DataError(f"{path}: block {name!r}: block_smi is {smiles!r}, not a SMILES")
         if not isinstance(stems, list) or not all(type(i) is int for i in stems):

@@ -46,9 +46,7 @@ def draw(
 def best_molecules(environment: "Fragments", samples: Samples, n: int = 12, caption: str = "") -> Svg:
     """The ``n`` best unique molecules of some samples, with their values."""
     smiles, values = environment.smiles(samples.x), environment.values(samples.x)
-    order = list(
-        {smiles[i]: i for i in reversed(values.argsort(descending=True, stable=True).tolist())}.values()
-    )
+    order = list({smiles[i]: i for i in reversed(values.argsort(descending=True, stable=True).tolist())}.values())
     order = sorted(order, key=lambda i: -float(values[i]))[:n]
     mols = [m.mol for m in environment.molecules(samples.x[order])]
     name = environment.config.reward.rpartition(":")[2]

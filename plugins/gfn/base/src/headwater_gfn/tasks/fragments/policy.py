@@ -62,9 +62,7 @@ class GraphPolicy(nn.Module):
         index = torch.tensor([true.index(b.smiles) for b in blocks])
         self.n_types = max(sum(atoms), offset[-1] + max(reach[-1]))
         self.register_buffer("true_block", index, persistent=False)
-        self.register_buffer(
-            "stem_type", torch.tensor(offset)[index].unsqueeze(1) + tables.atom, persistent=False
-        )
+        self.register_buffer("stem_type", torch.tensor(offset)[index].unsqueeze(1) + tables.atom, persistent=False)
         self.register_buffer("count", tables.count, persistent=False)
 
         self.blockemb = nn.Embedding(len(true) + 1, width)
@@ -100,9 +98,7 @@ class GraphPolicy(nn.Module):
         tree = observed.long().view(-1, 4, n)
         block, parent, stem, own = tree.unbind(1)
         alive = block >= 0
-        alive = torch.cat(
-            [torch.ones_like(alive[:, :1]), alive[:, 1:]], 1
-        )  # the source counts as one block of its own
+        alive = torch.cat([torch.ones_like(alive[:, :1]), alive[:, 1:]], 1)  # the source counts as one block of its own
         rows = (
             torch.arange(alive.numel(), device=tree.device)
             if self._dense(tree)
@@ -114,16 +110,10 @@ class GraphPolicy(nn.Module):
         kind = block.flatten()[rows]
         joined = parent.flatten()[rows] >= 0
         up = place[rows - rows % n + parent.flatten()[rows].clamp_min(0)]
-        h = self.blockemb(
-            torch.where(kind >= 0, self.true_block[kind.clamp_min(0)], self.blockemb.num_embeddings - 1)
-        )
+        h = self.blockemb(torch.where(kind >= 0, self.true_block[kind.clamp_min(0)], self.blockemb.num_embeddings - 1))
         h = self.block2emb(h)
-        e = self.bondemb(
-            self.stem_type[kind[up].clamp_min(0), stem.flatten()[rows].clamp_min(0)]
-        ) * joined.unsqueeze(1)
-        f = self.bondemb(
-            self.stem_type[kind.clamp_min(0), own.flatten()[rows].clamp_min(0)]
-        ) * joined.unsqueeze(1)
+        e = self.bondemb(self.stem_type[kind[up].clamp_min(0), stem.flatten()[rows].clamp_min(0)]) * joined.unsqueeze(1)
+        f = self.bondemb(self.stem_type[kind.clamp_min(0), own.flatten()[rows].clamp_min(0)]) * joined.unsqueeze(1)
         root = self.root if self.linear_root else self.root.T
         share = h.new_ones(1)
         if not self.directed:
@@ -156,9 +146,7 @@ class GraphPolicy(nn.Module):
         source = block[:, 0] < 0
         free[:, 0] |= source
         rows = (
-            torch.arange(free.numel(), device=tree.device)
-            if self._dense(tree)
-            else free.flatten().nonzero().squeeze(1)
+            torch.arange(free.numel(), device=tree.device) if self._dense(tree) else free.flatten().nonzero().squeeze(1)
         )
         of, at = rows // self.n_stems, rows % self.n_stems
         kind = block[of, at // s]

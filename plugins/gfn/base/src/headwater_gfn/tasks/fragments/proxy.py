@@ -33,9 +33,7 @@ CHUNK = 64
 class Atoms:
     """A batch of molecules: ``features`` (M, 71), ``source``, ``target`` and ``bond`` (E,), ``molecule`` (M,)."""
 
-    def __init__(
-        self, features: Tensor, source: Tensor, target: Tensor, bond: Tensor, molecule: Tensor
-    ) -> None:
+    def __init__(self, features: Tensor, source: Tensor, target: Tensor, bond: Tensor, molecule: Tensor) -> None:
         self.features, self.source, self.target = features, source, target
         self.bond, self.molecule = bond, molecule
         self.size = int(molecule[-1]) + 1
@@ -60,9 +58,7 @@ def atoms_of(molecules: Sequence[Molecule]) -> Atoms:
                 atom.GetAtomicNum(), atom.GetIsAromatic(), atom.GetHybridization(), atom.GetTotalNumHs(True)
             )  # fmt: skip
             if traits[0] > N_ELEMENTS:
-                raise DataError(
-                    f"the sEH proxy knows the elements up to barium, and {molecule.smiles!r} has another"
-                )
+                raise DataError(f"the sEH proxy knows the elements up to barium, and {molecule.smiles!r} has another")
             row_of.append(rows.setdefault(traits, len(rows)))
         stems += [first + stem for stem in molecule.stems or (0,)]
         order = chem.GetAdjacencyMatrix(mol, useBO=True)
@@ -198,9 +194,7 @@ def load_proxy(path: Path, root: str = "linear") -> Proxy:
     except OSError as error:
         raise DataError(f"cannot read the proxy {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged archive raises errors of many kinds
-        raise DataError(
-            f"the proxy {path} is damaged or no NPZ file: {type(error).__name__}: {error}"
-        ) from error
+        raise DataError(f"the proxy {path} is damaged or no NPZ file: {type(error).__name__}: {error}") from error
     return _built(arrays, path, root)
 
 

@@ -62,9 +62,7 @@ def make_scorer(config: "FragmentsConfig") -> Scorer:
         proxy = load_proxy(config.proxy, root=config.proxy_root)
         return _checked(name, lambda molecules: proxy.score(molecules) / 8.0)
     if ":" not in name:
-        raise ConfigError(
-            f"task.reward = {name!r} is none of qed, sa, logp, seh and no 'package.module:function'"
-        )
+        raise ConfigError(f"task.reward = {name!r} is none of qed, sa, logp, seh and no 'package.module:function'")
     scorer = _imported(name)
     return _checked(name, lambda molecules: scorer([m.smiles for m in molecules]))
 

@@ -84,11 +84,7 @@ def symmetries(mol: Any, stems: Sequence[int]) -> list[dict[int, int]]:
     identity = tuple(atoms)
     most = 20_000
     found = mol.GetSubstructMatches(mol, uniquify=False, useChirality=True, maxMatches=most)
-    images = {
-        tuple(m[i] for i in atoms)
-        for m in found
-        if all(traits_of[i] == traits_of[m[i]] for i in range(len(m)))
-    }
+    images = {tuple(m[i] for i in atoms) for m in found if all(traits_of[i] == traits_of[m[i]] for i in range(len(m)))}
     if len(found) >= most or len(images) > MOST_SYMMETRIES:
         images = set()
     return [dict(zip(atoms, m, strict=True)) for m in (identity, *sorted(images - {identity}))]

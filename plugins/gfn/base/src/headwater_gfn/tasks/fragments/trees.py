@@ -200,9 +200,7 @@ def canonical(tables: Tables, tree: Tree) -> Canonical:
     before = (b < a) | ((b == a) & ((y < x) | ((y == x) & earlier)))
     position = before.sum(3)
     own = torch.where(joined, position.gather(2, tree.own.clamp_min(0).unsqueeze(2)).squeeze(2), -1)
-    stem = torch.where(
-        joined, position.flatten(1).gather(1, (tree.parent * width + tree.stem).clamp_min(0)), -1
-    )
+    stem = torch.where(joined, position.flatten(1).gather(1, (tree.parent * width + tree.stem).clamp_min(0)), -1)
 
     ancestor = torch.where(joined, tree.parent, slots)
     depth = _along(joined.to(torch.int64), ancestor)
@@ -239,9 +237,7 @@ def grow(tables: Tables, tree: Tree, at: Tensor, block: Tensor) -> tuple[Tree, T
         torch.where(rooted, at % width, -1),
         torch.where(rooted, tables.own[block], -1),
     )
-    return Tree(
-        *(old.scatter(1, slot, value.unsqueeze(1)) for old, value in zip(tree, new, strict=True))
-    ), slot
+    return Tree(*(old.scatter(1, slot, value.unsqueeze(1)) for old, value in zip(tree, new, strict=True))), slot
 
 
 def prune(tree: Tree, slot: Tensor) -> Tree:
