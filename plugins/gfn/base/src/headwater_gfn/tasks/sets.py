@@ -1,9 +1,7 @@
 """Set generation (Pan et al., 2023): sets of K out of A items, with an energy that is a sum over the items."""
 
 import csv
-import importlib
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from headwater_gfn.environment import Environment
+from headwater_gfn.functions import imported
 
 __all__ = [
     "SetGeneration",
@@ -127,7 +126,7 @@ class SetGeneration(Environment):
         self.max_len = self.set_size
         self.state_shape = (n,)
         self.n_states = 2**n if n <= 20 else None
-        self._energy = _energy_function(config.energy) if config.energy else None
+        self._energy = imported(config.energy, "task.energy") if config.energy else None
 
     def start(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         return torch.zeros(n, self.n_items, dtype=torch.int64, device=device)
@@ -197,14 +196,3 @@ class SetGeneration(Environment):
         from headwater_gfn.reporting import ranking_panels
 
         return ranking_panels(self, policies)
-
-
-def _energy_function(string: str) -> Callable[[Tensor], Any]:
-    module, colon, name = string.partition(":")
-    try:
-        if not colon:
-            raise ValueError("write it as 'module:function'")
-        function: Callable[[Tensor], Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PluginError(f"task.energy = {string!r} cannot be imported: {error}") from error
-    return function

@@ -1,6 +1,5 @@
 """What a molecule is worth: functions from molecules to values, and the mapping from values to log R."""
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 from headwater import ConfigError, PluginError
 from torch import Tensor
 
+from headwater_gfn.functions import imported
 from headwater_gfn.tasks.fragments.library import rdkit
 from headwater_gfn.tasks.fragments.molecules import Molecule
 
@@ -63,21 +63,8 @@ def make_scorer(config: "FragmentsConfig") -> Scorer:
         return _checked(name, lambda molecules: proxy.score(molecules) / 8.0)
     if ":" not in name:
         raise ConfigError(f"task.reward = {name!r} is none of qed, sa, logp, seh and no 'package.module:function'")
-    scorer = _imported(name)
+    scorer = imported(name, "task.reward")
     return _checked(name, lambda molecules: scorer([m.smiles for m in molecules]))
-
-
-def _imported(name: str) -> Callable[[list[str]], Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # the user's module may raise anything
-        raise PluginError(f"cannot import the scorer {name!r}: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise PluginError(f"the scorer {name!r} is no function but {type(found).__name__}")
-    return found
 
 
 def _checked(name: str, score: Callable[[Sequence[Molecule]], Any]) -> Scorer:
