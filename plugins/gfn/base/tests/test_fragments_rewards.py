@@ -112,7 +112,7 @@ def test_a_scorer_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
     x = some_states(Fragments(FragmentsConfig()), 2)
     for name, error, says in (
         ("my_scorers:absent", PluginError, "cannot be imported"),
-        ("no_such_module:f", PluginError, "cannot import.*no_such_module"),
+        ("no_such_module:f", PluginError, "cannot be imported.*no_such_module"),
         ("my_scorers:number", PluginError, "no function but int"),
         ("drug-likeness", ConfigError, "none of qed, sa, logp, seh"),
     ):
