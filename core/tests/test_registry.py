@@ -1,3 +1,4 @@
+import re
 import types
 
 import pytest
@@ -322,3 +323,28 @@ def test_entries_are_frozen_and_refuse_unknown_fields():
         StageEntry(name="a", summary="s", trainer="m:A", config="m:B", extra=1)
     with pytest.raises(ValidationError, match="samplers"):
         MethodEntry.model_validate({"name": "a", "samplers": []})
+
+
+@pytest.mark.parametrize("core", ["0.1", "0.1.0", "0.1.9", "0.2", "0.2.0", "0.10.3", "1.0", "0.2.0rc1"])
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        "",
+        ">=0.1,<0.2",
+        "<0.2, >=0.1",
+        " >=0.1.0",
+        ">0.1",
+        "<=0.2.0",
+        "~=0.1",
+        "==0.1.*",
+        ">=0.1; extra == 'x'",
+    ],
+)
+def test_bounds_read_plainly_are_those_that_packaging_reads(bounds, core):
+    from headwater.loading import _compare, _plainly_fits
+
+    text = f"headwater{bounds}"
+    _, fits, _ = _compare(text, core)
+    assert _plainly_fits(text, core) <= fits
+    if re.fullmatch(r"[<>=,. \d]+", bounds) and "rc" not in core and "==" not in bounds:
+        assert _plainly_fits(text, core) == fits

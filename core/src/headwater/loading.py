@@ -6,6 +6,7 @@ No exception of a plugin gets out of here: it ends in the plugin's record, with 
 import contextlib
 import functools
 import io
+import operator
 import re
 import sys
 import types
@@ -203,7 +204,7 @@ def _caught(output: list[str]) -> Iterator[None]:
 def _check_core(dist: Distribution) -> None:
     core = core_version()
     for text in dist.requires:
-        if core and OF_CORE.match(text):
+        if core and OF_CORE.match(text) and not _plainly_fits(text, core):
             wanted, fits, too_old = _compare(text, core)
             if not fits:
                 remedy = f"pip install '{wanted}'" if too_old else None
@@ -217,6 +218,24 @@ def core_version() -> str | None:
         return importlib_metadata.version("headwater")
     except importlib_metadata.PackageNotFoundError:
         return None  # run from a source tree: nothing to compare with
+
+
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def _plainly_fits(text: str, core: str) -> bool:
+    """Whether ``core`` keeps within bounds such as ``>=0.1,<0.2``: the usual case, told without ``packaging``, which
+    takes longer to import than the rest of the discovery.
+    """
+    clauses = text.removeprefix("headwater").split(",")
+    bounds = [m for c in clauses if (m := re.fullmatch(r"\s*([<>]=?)\s*(\d+(?:\.\d+)*)\s*", c))]
+    if len(bounds) < len(clauses) or not re.fullmatch(r"\d+(\.\d+)*", core):
+        return False
+    return all(_COMPARE[m[1]](_release(core), _release(m[2])) for m in bounds)
+
+
+def _release(version: str) -> list[int]:
+    return [int(number) for number in re.sub(r"(\.0+)+$", "", version).split(".")]
 
 
 @functools.cache

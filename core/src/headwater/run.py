@@ -290,7 +290,7 @@ class Run:
         folder.mkdir(parents=True)
         return folder
 
-    def publish_checkpoint(self, step: int, keep: int) -> Path:
+    def publish_checkpoint(self, step: int, keep: int) -> None:
         """Sync a written checkpoint and rename it into place, then drop all but the ``keep`` latest."""
         folder, final = self.unfinished_path(step), self.checkpoint_path(step)
         write_checksums(folder, [p.name for p in folder.iterdir()])
@@ -300,7 +300,6 @@ class Run:
         fsync(final.parent)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(self.checkpoint_path(old), ignore_errors=True)
-        return final
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint whose checksums hold; ``None`` when there is none.
