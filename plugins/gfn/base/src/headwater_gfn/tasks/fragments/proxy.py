@@ -74,8 +74,9 @@ def atoms_of(molecules: Sequence[Molecule]) -> Atoms:
         first += n
     features = np.stack([_features(*traits) for traits in rows])[row_of]
     features[stems, 70] = 1
-    ends = (torch.from_numpy(np.concatenate(x)) for x in (sources, targets, bonds))
-    return Atoms(torch.from_numpy(features), *ends, torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)))
+    source, target, bond = (torch.from_numpy(np.concatenate(x)) for x in (sources, targets, bonds))
+    owner = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+    return Atoms(torch.from_numpy(features), source, target, bond, owner)
 
 
 def _features(number: int, aromatic: bool, hybridization: Any, hydrogens: int) -> Any:
