@@ -5,7 +5,7 @@ matrix of every edge, the proxy molecule by molecule with the matrix of every bo
 in the loss. This is what a reader of the papers writes first; it is no code of their authors.
 
 As in the published code the loss takes the graphs of a batch together; ``--apart`` takes them one by one. It leaves
-out what that code spends beside: the proxy is called once for a molecule and not three times at its end, and all is
+out what that code spends beside: the proxy is called once for a molecule, not up to three times at its end, and all is
 float32 (``--double`` is float64, the published default). As there, of the actions that lead to one child only the one
 taken counts, and every block at an end counts as a parent, so nothing must be compared.
 """

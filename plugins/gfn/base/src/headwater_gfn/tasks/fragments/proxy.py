@@ -130,7 +130,8 @@ class Proxy(nn.Module):
         source, target = atoms.source[by_kind], atoms.target[by_kind]
         sizes = atoms.bond.bincount(minlength=BONDS + 1).tolist()
         kinds = [x for x in zip(source.split(sizes), self.edge_matrices(), strict=True) if len(x[0])]
-        share = 1 / h.new_zeros(len(h)).index_add(0, target, h.new_ones(len(target))).clamp_min(1).unsqueeze(1)
+        degree = h.new_zeros(len(h)).index_add(0, target, h.new_ones(len(target)))
+        share = 1 / degree.clamp_min(1).unsqueeze(1)
         for _ in range(self.steps):
             sent = torch.cat([h[of] @ matrix for of, matrix in kinds])
             mean = torch.zeros_like(h).index_add(0, target, sent) * share
