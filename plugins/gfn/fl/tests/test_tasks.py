@@ -63,6 +63,13 @@ def test_every_precision_trains_and_samples(tmp_path, objective, precision):
     assert len(next(iter(headwater.load(run, device="cpu").sample(3)))) == 3
 
 
+@pytest.mark.parametrize("archive_batch", [0, 3])
+@pytest.mark.parametrize("task", TASKS)
+def test_trajectories_may_be_wholly_random(tmp_path, task, archive_batch):
+    run = train(tmp_path / "run", task, exploration=1.0, archive_batch=archive_batch)
+    assert run.metrics()[0]["loss"] > 0
+
+
 def test_molecules_learn_from_local_credit(tmp_path):
     pytest.importorskip("rdkit")
     overrides = {

@@ -167,7 +167,9 @@ def _walk(
             gumbel, factor = gumbel[live], factor if factor is None else factor[live]
         observed = environment.observe(s)
         if blind and live is None:  # the first rows walk at random: they need no network
-            logits = torch.cat([torch.zeros_like(forbid[:blind]), logits_of(observed[blind:])])
+            logits = torch.zeros_like(forbid)
+            if blind < n:
+                logits[blind:] = logits_of(observed[blind:])
         else:
             logits = logits_of(observed)
         a = _choose(logits, forbid, gumbel, factor)
