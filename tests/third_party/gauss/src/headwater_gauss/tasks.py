@@ -1,5 +1,7 @@
 """Points as CSV files; ``Points`` is the base of every task of the kind ``gauss.points``."""
 
+from abc import abstractmethod
+
 import torch
 from headwater import DataError, Task
 
@@ -10,8 +12,9 @@ class Points(Task):
     kind = "gauss.points"
     suffixes = (".csv",)
 
+    @abstractmethod
     def points(self):
-        raise NotImplementedError
+        """The points to learn from (N, D)."""
 
     def write(self, samples, path, start=0):
         path.write_text("".join(",".join(f"{v:.9g}" for v in row) + "\n" for row in samples.tolist()))
