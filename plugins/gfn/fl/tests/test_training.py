@@ -110,6 +110,12 @@ def test_a_reward_that_returns_nan_is_named(tmp_path):
         train(tmp_path / "run", task={"n_items": 30, "set_size": 3, "energy": f"{__name__}:nan_energy"})
 
 
-def test_a_diverging_network_stops_the_run(tmp_path):
+@pytest.mark.parametrize("task", ["sets", "hypergrid", "bits", "fragments"])
+@pytest.mark.parametrize("exploration", [0.1, 1.0])
+def test_a_diverging_network_stops_the_run(tmp_path, task, exploration):
+    if task == "fragments":
+        pytest.importorskip("rdkit")
+    trainer = {"learning_rate": 1e18, "exploration": exploration, "hidden": [8], "batch_size": 4}
+    settings = {"hypergrid": {"side": 6}, "fragments": {"max_blocks": 3, "convolutions": 2}, "bits": {"bits": 8}}
     with pytest.raises(NonFinite, match="learning rate"):
-        train(tmp_path / "run", trainer={"learning_rate": 1e18}, log_every=5, steps=100)
+        train(tmp_path / "run", name=task, task=settings.get(task), trainer=trainer, log_every=5, steps=60)

@@ -138,6 +138,7 @@ def roll_out(
 
 
 def _choose(logits: Tensor, forbid: Tensor, noise: Tensor, factor: Tensor | None) -> Tensor:
+    logits = logits.nan_to_num()  # what a network that gives NaN does must be allowed too: its loss will tell
     if factor is not None:
         logits = logits * factor
     if noise.shape[1] == forbid.shape[1]:

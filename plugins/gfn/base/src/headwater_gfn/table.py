@@ -168,7 +168,8 @@ class TableEnvironment(Environment):
         return self._features.index_select(0, s)
 
     def log_reward(self, x: Tensor) -> Tensor:
-        return self.log_rewards[x - self.n_inner]
+        # A network that gives NaN walks nowhere: its last states are not terminal, and its loss will say so.
+        return self.log_rewards[(x - self.n_inner).clamp_min(0)]
 
     def log_partial_reward(self, s: Tensor) -> Tensor:
         if self._partial is None:
