@@ -20,7 +20,10 @@ from headwater_gfn.tasks.fragments.policy import GraphPolicy
 from headwater_gfn.tasks.fragments.tables import make_tables, random_words, symmetries
 from rdkit import Chem
 
-DATA = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "gfn-fl"
+DATA = next(
+    (p / "shared/data/gfn-fl" for p in Path(__file__).resolve().parents if (p / "shared/data/gfn-fl").is_dir()),
+    Path("shared/data/gfn-fl"),
+)
 LIBRARY = DATA / "blocks_PDB_105.json"
 needs_data = pytest.mark.skipif(not LIBRARY.exists(), reason="the 105-block library is not at hand")
 

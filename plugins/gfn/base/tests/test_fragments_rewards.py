@@ -19,7 +19,10 @@ from rdkit import Chem
 from rdkit.Chem import QED, Crippen
 from rdkit.Contrib.SA_Score import sascorer
 
-DATA = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "gfn-fl"
+DATA = next(
+    (p / "shared/data/gfn-fl" for p in Path(__file__).resolve().parents if (p / "shared/data/gfn-fl").is_dir()),
+    Path("shared/data/gfn-fl"),
+)
 WEIGHTS, LIBRARY = DATA / "seh_proxy_params.npz", DATA / "blocks_PDB_105.json"
 needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="the weights of the sEH proxy are not at hand")
 

@@ -82,8 +82,9 @@ def test_the_molecule_losses_of_the_official_code():
 
     import numpy as np
 
-    file = Path(__file__).resolve().parents[5] / "shared/data/gfn-fl/parity/molecule_losses.npz"
-    if not file.exists():
+    name = "shared/data/gfn-fl/parity/molecule_losses.npz"
+    file = next((p / name for p in Path(__file__).resolve().parents if (p / name).exists()), None)
+    if file is None:
         pytest.skip("the official reference numbers are not here")
     data = {k: torch.from_numpy(v).double() for k, v in np.load(file, allow_pickle=False).items()}
     length = data["lengths"].long()

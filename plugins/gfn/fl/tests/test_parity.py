@@ -13,7 +13,11 @@ from headwater_gfn.tasks.sets import SetGeneration, SetGenerationConfig
 from headwater_gfn_fl.convert import from_official
 from headwater_gfn_fl.objective import state_flows
 
-FOLDER = Path(__file__).resolve().parents[5] / "shared/data/gfn-fl/parity"
+DATA = next(
+    (p / "shared/data/gfn-fl" for p in Path(__file__).resolve().parents if (p / "shared/data/gfn-fl").is_dir()),
+    Path("shared/data/gfn-fl"),
+)
+FOLDER = DATA / "parity"
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the official reference numbers are not here")
 
