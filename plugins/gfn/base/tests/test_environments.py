@@ -221,6 +221,14 @@ def test_bad_sizes_are_refused_by_name(model, values, message):
         validate(model, values, "task")
 
 
+def test_energies_of_a_size_of_the_paper_need_no_set_size(tmp_path):
+    (tmp_path / "e.csv").write_text("item,energy\n" + "".join(f"{i},0.5\n" for i in range(30)))
+    made = SetGeneration(SetGenerationConfig(size="small", energies=tmp_path / "e.csv"))
+    assert (made.n_items, made.set_size) == (30, 20)
+    with pytest.raises(ConfigError, match="set_size is not given; with 30 items"):
+        SetGeneration(SetGenerationConfig(energies=tmp_path / "e.csv"))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -110,6 +110,8 @@ class SetGeneration(Environment):
         k: int | None = None
         if config.energies is not None:
             energies, k = read_energies(config.energies, config.size)
+            if k is None and len(energies) == SIZES[config.size][0]:
+                k = SIZES[config.size][1]
         elif config.n_items is not None:
             energies = make_energies(config.n_items, config.energy_seed)
         else:

@@ -50,6 +50,7 @@ def _sdf(environment: "Fragments", samples: Samples, rows: Sequence[tuple[str, f
     chem, depictor = rdkit("Chem"), rdkit("Chem.rdDepictor")
     buffer = io.StringIO()
     writer = chem.SDWriter(buffer)
+    writer.SetProps(["log_reward", "smiles", "x"])
     for i, (molecule, (tree, log_reward, smiles)) in enumerate(
         zip(environment.molecules(samples.x), rows, strict=True)
     ):
@@ -58,7 +59,6 @@ def _sdf(environment: "Fragments", samples: Samples, rows: Sequence[tuple[str, f
         for name, value in (("_Name", f"molecule-{start + i}"), ("x", tree), ("smiles", smiles)):
             mol.SetProp(name, value)
         mol.SetProp("log_reward", repr(log_reward))
-        writer.SetProps(["log_reward", "smiles", "x"])
         writer.write(mol)
     writer.close()
     # RDKit numbers the properties of each part from 1; the molecule's name carries the number in the whole job.
