@@ -187,3 +187,34 @@ def test_a_zip_of_something_else_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"other\.zip is damaged or no checkpoint"):
         load_official(tmp_path / "other.zip")
     assert not (tmp_path.parent / "escape.txt").exists()
+
+
+class Scripted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight
+
+
+class Nested:
+    """Pickles as the bytes of a file that torch would load on the way."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_torchscript_archive_is_refused_and_never_compiled(tmp_path, monkeypatch, nested):
+    path = tmp_path / "model.pt"
+    torch.jit.script(Scripted()).save(str(path))
+    if nested:
+        path.write_bytes(pickle.dumps(Nested(path.read_bytes())))
+    monkeypatch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("the archive was handed to the compiler"))
+    with pytest.raises(DataError, match="TorchScript archive, which holds code"):
+        load_official(path)

@@ -128,12 +128,11 @@ def load_official(path: Path) -> Any:
 
 
 def _through_allow_list(path: Path, head: bytes) -> Any:
-    if head[:2] == b"PK":
-        # weights_only is off because the allow-list takes its place: find_class lets nothing else through.
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_AllowList)
     with path.open("rb") as source:
+        if head[:2] == b"PK":
+            return _torch_load(source)
         try:
-            return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_AllowList)
+            return _torch_load(source)
         except Exception:
             source.seek(0)
             value = _AllowList.load(source)
@@ -144,7 +143,23 @@ def _through_allow_list(path: Path, head: bytes) -> Any:
 
 def _storage(content: bytes) -> Any:
     """The storage of a tensor that was pickled without ``torch.save``, which wraps a small legacy file."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_AllowList)
+    return _torch_load(io.BytesIO(content))
+
+
+def _torch_load(source: Any) -> Any:
+    """``torch.load`` with the allow-list in the place of ``weights_only``: find_class lets nothing else through.
+
+    Raises:
+        ValueError: it is a TorchScript archive. Those torch would hand to its compiler, which runs code of the file.
+    """
+    zipped = source.read(2) == b"PK"
+    source.seek(0)
+    if zipped:
+        # torch's own reader, so that the two cannot disagree about what is in the archive.
+        if "constants.pkl" in torch._C.PyTorchFileReader(source).get_all_records():
+            raise ValueError("it is a TorchScript archive, which holds code; save the module's state_dict() instead")
+        source.seek(0)
+    return torch.load(source, map_location="cpu", weights_only=False, pickle_module=_AllowList)
 
 
 def _guarded(path: Path, read: Any) -> Any:
