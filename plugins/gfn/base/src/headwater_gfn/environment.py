@@ -113,6 +113,10 @@ class Environment(Task):
         """
         return None
 
+    def inherits(self, name: str) -> bool:
+        """Whether the function ``name`` is the one defined here: then what it says is known without a call."""
+        return getattr(type(self), name) is getattr(Environment, name)
+
     @abstractmethod
     def terminal(self, s: Tensor) -> Tensor:
         """Which of the states ``s`` are terminal (B,)."""

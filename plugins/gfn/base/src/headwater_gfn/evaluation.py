@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headwater_gfn import fused
 from headwater_gfn.environment import Environment, log_policy
 from headwater_gfn.networks import Policy
 from headwater_gfn.rollout import Trajectories
 from headwater_gfn.table import TableEnvironment
 
-__all__ = ["Evaluation", "edge_flows", "evaluate"]
+__all__ = ["Evaluation", "edge_flows", "evaluate", "evaluate_by_graph"]
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,32 @@ def evaluate(
         trajectories: of any behaviour policy.
         learned_backward: whether P_B is the network's; uniform over the parents without.
     """
+    if fused.applies(environment, policy, trajectories, learned_backward):
+        return Evaluation(*fused.taken_terms(environment, policy, trajectories))
+    return evaluate_by_graph(environment, policy, trajectories, learned_backward=learned_backward)
+
+
+def evaluate_by_graph(
+    environment: Environment, policy: Policy, trajectories: Trajectories, *, learned_backward: bool = True
+) -> Evaluation:
+    """As :func:`evaluate`, with every operation in torch's graph: for any network and environment, on any device."""
     states, actions, length = trajectories.states, trajectories.actions, trajectories.length
-    steps, n = actions.shape
+    steps = len(actions)
     step = torch.arange(steps + 1, device=length.device).unsqueeze(1)
     inside = step <= length  # the states of each trajectory, its last included
     valid = inside[1:]
     seen = inside
     if environment.stops:  # a state made by STOP is not looked at
         seen = step < (length if trajectories.complete is None else length + ~trajectories.complete)
-    rows = states[seen]
-    place = torch.zeros(steps + 1, n, dtype=torch.int64, device=length.device)
-    if isinstance(environment, TableEnvironment):
-        rows, which = rows.unique(return_inverse=True)
-        place[seen] = which
+    if bool(seen.all()):
+        rows, place = states.flatten(0, 1), torch.arange(seen.numel(), device=length.device).view(seen.shape)
     else:
-        place[seen] = torch.arange(len(rows), device=length.device)
+        rows, place = states[seen], torch.zeros(seen.shape, dtype=torch.int64, device=length.device)
+        if isinstance(environment, TableEnvironment):
+            rows, which = rows.unique(return_inverse=True)
+            place[seen] = which
+        else:
+            place[seen] = torch.arange(len(rows), device=length.device)
     if environment.stops:
         place[1:] = torch.where(seen[1:], place[1:], place[:-1])
 
@@ -60,17 +72,19 @@ def evaluate(
 
     before, a = place[:-1][valid], actions[valid]
     log_p = log_policy(forward, environment.forward_mask(rows))
-    same = environment.same_child(rows[before], a)
-    if same is None:
+    if environment.inherits("same_child"):
         log_pf = _pick(log_p, before, a)
     else:
+        same = environment.same_child(rows[before], a)
         log_pf = torch.where(same, log_p[before], -math.inf).logsumexp(1)
 
     back = seen[1:] & valid  # the last transition into a state made by STOP has one parent
     after = place[1:][back]
     mask = environment.backward_mask(rows)
     if learned_backward and backward is not None:
-        b = environment.backward_action(states[:-1][back], actions[back])
+        b = actions[back]
+        if not environment.inherits("backward_action"):
+            b = environment.backward_action(states[:-1][back], b)
         log_pb = _pick(log_policy(backward, mask), after, b)
     else:
         log_pb = -mask.sum(1).to(flow.dtype).log().index_select(0, after)

@@ -111,11 +111,11 @@ def _noise(steps: int, n: int, n_actions: int, generator: torch.Generator) -> It
 def _factors(behaviour: Behaviour, n: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Factors (steps, n, 1) of the logits, some steps at a time: 0 where the action is drawn uniformly."""
     rows = n if behaviour.rows is None else behaviour.rows
+    others = torch.ones(CHUNK, n - rows, 1, device=generator.device)
     while True:
-        factor = torch.ones(CHUNK, n, 1, device=generator.device)
         kept = torch.rand(CHUNK, rows, 1, device=generator.device, generator=generator) >= behaviour.epsilon
-        factor[:, :rows] = kept / behaviour.temperature
-        yield factor
+        factor = kept / behaviour.temperature
+        yield torch.cat([factor, others], 1) if rows < n else factor
 
 
 @torch.no_grad()
@@ -214,11 +214,11 @@ def _walk_table(
             different, which = np.unique(s, return_inverse=True)
             logits = logits_of(environment.observe(torch.from_numpy(different))).numpy()[which]
         if behaviour.differs:
-            logits = logits * next(factors)[live]
-        logits = logits + forbid[s]
+            logits = logits * next(factors).take(live, 0)
+        logits = logits + forbid.take(s, 0)
         logits += next(noise)[: len(s)]
         a = logits.argmax(1)
-        s = successor[s * n_actions + a]
+        s = successor.take(s * n_actions + a)
         states[t + 1, live], actions[t, live] = s, a
         t += 1
         if t == most:

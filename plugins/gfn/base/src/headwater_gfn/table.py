@@ -147,7 +147,7 @@ class TableEnvironment(Environment):
         return self._backward_mask.index_select(0, s)
 
     def backward_action(self, s: Tensor, a: Tensor) -> Tensor:
-        if type(self.of).backward_action is Environment.backward_action:
+        if self.inherits("backward_action"):
             return a
         return self.of.backward_action(self.states[s], a)
 
@@ -155,9 +155,12 @@ class TableEnvironment(Environment):
         return self.of.forward_action(self.states[s], b)
 
     def same_child(self, s: Tensor, a: Tensor) -> Tensor | None:
-        if type(self.of).same_child is Environment.same_child:
+        if self.inherits("same_child"):
             return None
         return self.of.same_child(self.states[s], a)
+
+    def inherits(self, name: str) -> bool:
+        return self.of.inherits(name)
 
     def terminal(self, s: Tensor) -> Tensor:
         return s >= self.n_inner
