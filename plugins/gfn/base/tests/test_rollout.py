@@ -7,8 +7,9 @@ from headwater_gfn.environment import log_policy
 from headwater_gfn.exact import learned_distribution
 from headwater_gfn.networks import MLPPolicy
 from headwater_gfn.replay import Replay
-from headwater_gfn.rollout import Behaviour, roll_back, roll_out
+from headwater_gfn.rollout import Behaviour, _walk, _walk_items, roll_back, roll_out
 from headwater_gfn.table import TableEnvironment
+from headwater_gfn.tasks.sets import SetGeneration, SetGenerationConfig
 from oracle import TablePolicy, numbered
 
 
@@ -161,3 +162,17 @@ def test_the_archive_keeps_the_best_different_objects(generator):
     again = Archive(3, 4)
     again.load_state_dict(archive.state_dict())
     assert (again.different, again.x.tolist()) == (100, [99, 98, 97])
+
+
+@pytest.mark.parametrize(
+    "behaviour", [Behaviour(), Behaviour(0.3), Behaviour(0.2, 2.0, 5), Behaviour(1.0, rows=20), Behaviour(1.0, rows=30)]
+)
+def test_items_are_added_as_in_the_general_walk(behaviour):
+    environment = SetGeneration(SetGenerationConfig(n_items=30, set_size=20))
+    torch.manual_seed(1)
+    policy = MLPPolicy(30, 30, 30, (12, 10))
+    walks = (_walk_items, _walk)
+    fast, general = (f(environment, policy, 30, torch.Generator().manual_seed(2), behaviour) for f in walks)
+    for name in ("states", "actions", "length"):
+        assert torch.equal(getattr(fast, name), getattr(general, name))
+    is_walk(environment, fast)

@@ -10,6 +10,7 @@ import io
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -71,6 +72,9 @@ class Environment(Task):
     state_shape: tuple[int, ...]
     n_features: int
     """The width of :meth:`observe`."""
+    adds_items: ClassVar[bool] = False
+    """Whether a state is a row of 0 and 1 (B, n_actions) as the network sees it, all of them 0 at first, every action
+    is allowed once and puts its 1 there, and ``max_len`` of them make a terminal state."""
     n_states: int | None = None
     """How many states there are, where that is known and small enough to go through them."""
 
@@ -140,9 +144,7 @@ class Environment(Task):
     def key(self, s: Tensor) -> Tensor:
         """One int64 (B,) for each state, equal for equal states (a hash: different ones collide about never)."""
         flat = s.reshape(len(s), -1).to(torch.int64)
-        generator = torch.Generator().manual_seed(flat.shape[1])
-        weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=generator) * 2 + 1
-        mixed = (flat + 1) * weights.to(flat.device)
+        mixed = (flat + 1) * _odd_words(flat.shape[1]).to(flat.device)
         mixed = mixed ^ (mixed >> 31)
         return (mixed * -7046029254386353131).sum(1)
 
@@ -250,3 +252,9 @@ class Environment(Task):
         if not len(x):
             raise DataError(f"{path} holds no object")
         return Samples(x, self.log_reward(x))
+
+
+@cache
+def _odd_words(n: int) -> Tensor:
+    """``n`` odd 64-bit words, always the same."""
+    return torch.randint(-(2**62), 2**62, (n,), generator=torch.Generator().manual_seed(n)) * 2 + 1

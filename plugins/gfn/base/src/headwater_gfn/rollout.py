@@ -34,6 +34,11 @@ class Behaviour:
         """Whether it differs from the policy at all."""
         return self.rows != 0 and (self.epsilon > 0 or self.temperature != 1)
 
+    @property
+    def blind(self) -> int:
+        """How many of the first rows walk at random alone, and need no network."""
+        return self.rows if self.rows is not None and self.epsilon >= 1 else 0
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -132,8 +137,11 @@ def roll_out(
     Gumbel noise; trajectories that ended cost nothing more.
     """
     behaviour = behaviour or Behaviour()
-    if isinstance(environment, TableEnvironment) and generator.device.type == "cpu" and environment.n_actions <= WIDE:
-        return _walk_table(environment, policy, n, generator, behaviour)
+    if generator.device.type == "cpu" and environment.n_actions <= WIDE:
+        if isinstance(environment, TableEnvironment):
+            return _walk_table(environment, policy, n, generator, behaviour)
+        if environment.adds_items:
+            return _walk_items(environment, policy, n, generator, behaviour)
     return _walk(environment, policy, n, generator, behaviour)
 
 
@@ -159,7 +167,7 @@ def _walk(
     noise = chain.from_iterable(_noise(steps, n, environment.n_actions, generator))
     factors = chain.from_iterable(_factors(behaviour, n, generator)) if behaviour.differs else repeat(None)
     logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
-    blind = behaviour.rows if behaviour.rows is not None and behaviour.epsilon >= 1 else 0
+    blind = behaviour.blind
     live = None  # the rows that go on; None for all
     for t in range(steps):
         forbid = torch.where(environment.forward_mask(s), 0.0, -math.inf)
@@ -229,6 +237,34 @@ def _walk_table(
     walked = torch.from_numpy(np.maximum.accumulate(states[: t + 1]))  # numbers grow along a trajectory
     length = (walked < inner).sum(0).clamp_max(t)  # more only where the network gave NaN
     return Trajectories(walked, torch.from_numpy(actions[:t]), length)
+
+
+def _walk_items(
+    environment: Environment, policy: Policy, n: int, generator: torch.Generator, behaviour: Behaviour
+) -> Trajectories:
+    """As :func:`_walk`, on states to which every action adds an item, on a CPU: see :func:`_walk_table`.
+
+    What the network sees and what is forbidden are two arrays, in which a step changes one entry a row.
+    """
+    logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
+    steps, width, blind = environment.max_len, environment.n_actions, behaviour.blind
+    observed = environment.observe(environment.start(n))
+    seen, forbid = observed.numpy(), np.zeros((n, width), dtype=np.float32)
+    states, actions = np.zeros((steps + 1, n, width), dtype=np.int64), np.zeros((steps, n), dtype=np.int64)
+    noise = chain.from_iterable(chunk.numpy() for chunk in _noise(steps, n, width, generator))
+    factors = chain.from_iterable(chunk.numpy() for chunk in _factors(behaviour, n, generator))
+    rows, scores = np.arange(n), np.zeros((n, width), dtype=np.float32)
+    for t in range(steps):
+        if blind < n:
+            # A network that gives NaN must be allowed some action too: its loss will tell.
+            scores[blind:] = logits_of(observed[blind:]).nan_to_num().numpy()
+        chances = forbid + next(noise)
+        if behaviour.differs:
+            scores[blind:] *= next(factors)[blind:]
+        a = np.add(chances, scores, out=chances).argmax(1, out=actions[t])
+        seen[rows, a], forbid[rows, a] = 1, -np.inf
+        states[t + 1] = seen
+    return Trajectories(torch.from_numpy(states), torch.from_numpy(actions), torch.full((n,), steps))
 
 
 @torch.no_grad()

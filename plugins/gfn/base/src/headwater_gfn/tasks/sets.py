@@ -104,6 +104,7 @@ class SetGeneration(Environment):
     """States (B, A) of 0 and 1: which items are in the set. Action i adds item i; sets of K items are terminal."""
 
     stops = False
+    adds_items = True
 
     def __init__(self, config: SetGenerationConfig) -> None:
         super().__init__(config)

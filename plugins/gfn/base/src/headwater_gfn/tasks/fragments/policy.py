@@ -107,13 +107,20 @@ class GraphPolicy(nn.Module):
         place = torch.zeros(alive.numel(), dtype=torch.int64, device=tree.device)
         place[rows] = torch.arange(len(rows), device=tree.device)
 
-        kind = block.flatten()[rows]
-        joined = parent.flatten()[rows] >= 0
         up = place[rows - rows % n + parent.flatten()[rows].clamp_min(0)]
+        nodes, of = rows, None
+        if self.directed and not self._dense(tree):
+            # A block hears from its ancestors alone: where the way from the root is the same, so is its state.
+            ways, of = _ways(block, parent, stem, own).flatten()[rows].unique(return_inverse=True)
+            one = torch.empty_like(ways).scatter_(0, of, torch.arange(len(rows)))
+            nodes, up = rows[one], of[up[one]]
+        kind, joined = block.flatten()[nodes], parent.flatten()[nodes] >= 0
         h = self.blockemb(torch.where(kind >= 0, self.true_block[kind.clamp_min(0)], self.blockemb.num_embeddings - 1))
         h = self.block2emb(h)
-        e = self.bondemb(self.stem_type[kind[up].clamp_min(0), stem.flatten()[rows].clamp_min(0)]) * joined.unsqueeze(1)
-        f = self.bondemb(self.stem_type[kind.clamp_min(0), own.flatten()[rows].clamp_min(0)]) * joined.unsqueeze(1)
+        e = self.bondemb(self.stem_type[kind[up].clamp_min(0), stem.flatten()[nodes].clamp_min(0)]) * joined.unsqueeze(
+            1
+        )
+        f = self.bondemb(self.stem_type[kind.clamp_min(0), own.flatten()[nodes].clamp_min(0)]) * joined.unsqueeze(1)
         root = self.root if self.linear_root else self.root.T
         share = h.new_ones(1)
         if not self.directed:
@@ -126,6 +133,7 @@ class GraphPolicy(nn.Module):
                 m = m.index_add(0, up, (h * f).sum(1, keepdim=True) * e) * share
             m = nn.functional.leaky_relu(m + nn.functional.linear(h, root, self.bias))
             h = self.gru(m, h)
+        h = h if of is None else h.index_select(0, of)
         batch = rows // n
         weight = alive.flatten()[rows].to(h.dtype).unsqueeze(1)
         mean = h.new_zeros(len(tree), h.shape[1]).index_add(0, batch, h * weight)
@@ -160,3 +168,14 @@ class GraphPolicy(nn.Module):
         if not self._dense(tree):
             out = out.new_zeros(free.numel(), out.shape[1]).index_copy(0, rows, out)
         return torch.cat([out.view(b, -1), pooled[:, :1]], 1)
+
+
+def _ways(block: Tensor, parent: Tensor, stem: Tensor, own: Tensor) -> Tensor:
+    """A hash (B, N) of the blocks and stems on the way from the root to each block: equal for equal ways."""
+    last = ((block * 64 + stem) * 64 + own + 1) * 0x5851F42D4C957F2D
+    way = last ^ (last >> 29)
+    for i in range(1, block.shape[1]):
+        before = way.gather(1, parent[:, i : i + 1].clamp_min(0)).squeeze(1)
+        mixed = (before + last[:, i]) * -0x4B47D0C5B7DDB9A7
+        way[:, i] = mixed ^ (mixed >> 32)
+    return way
