@@ -1,5 +1,6 @@
 """Running contestants side by side: their environments, whole processes in turn, the table, the file of results."""
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,8 @@ __all__ = [
     "HERE",
     "ROOT",
     "Contestant",
+    "about",
+    "add_arguments",
     "interleave",
     "last_core",
     "machine",
@@ -49,6 +52,13 @@ class Contestant:
     script: Path
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """The options of every benchmark: the core, how many rounds, and whether to try only."""
+    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the number of a round is its seed")
+    parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
 
 
 def last_core() -> int | None:
@@ -191,15 +201,23 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def about() -> dict[str, Any]:
+    """When, of which commit and on which machine: what every file of results says of itself."""
+    return {
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": {
+            "commit": _git("rev-parse", "HEAD"),
+            "describe": _git("describe", "--always", "--dirty"),
+            "changed": bool(_git("status", "--porcelain", "core", "plugins")),
+        },
+        "machine": machine(),
+    }
+
+
 def write_results(name: str, measured: Sequence[Mapping[str, Any]], **facts: Any) -> Path:
     """Write every single measurement with machine and commit to ``results/<name>-<time>.json``."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    path = HERE / "results" / f"{name}-{stamp}.json"
+    path = HERE / "results" / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
     path.parent.mkdir(exist_ok=True)
-    commit = {
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "core", "plugins")),
-    }
-    content = {"made": stamp, "git": commit, "machine": machine(), **facts, "measured": list(measured)}
+    content = {**about(), **facts, "measured": list(measured)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path

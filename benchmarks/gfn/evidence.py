@@ -12,15 +12,18 @@ Writes ``results/gfn-fl-evidence.json`` and the figure of the plugin's README be
 
 import argparse
 import json
-import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import headwater
 import torch
+from harness import about
 from headwater.config import validate
 from headwater_gfn.rollout import roll_out
 from headwater_gfn_fl.config import FLConfig
@@ -169,10 +172,10 @@ def main() -> None:
             runs.append({**run, "task": "tiny, cosine" if cosine else task})
             last = {k: round(v, 4) for k, v in run["lines"][-1].items()}
             print(f"{time.time() - began:6.0f} s  {runs[-1]['task']} {mode} seed {seed}: {last}", flush=True)
-    about = {"energies": "official" if options.energies else "drawn", "machine": platform.platform()}
-    about |= {"torch": torch.__version__, "threads": 1, "seconds": round(time.time() - began)}
+    facts = {**about(), "energies": "official" if options.energies else "drawn", "torch": torch.__version__}
+    facts |= {"threads": 1, "seconds": round(time.time() - began)}
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about, "runs": runs}, indent=None, separators=(",", ":"))
+    text = json.dumps({"about": facts, "runs": runs}, indent=None, separators=(",", ":"))
     (options.out / "gfn-fl-evidence.json").write_text(text + "\n")
     table(runs, "tiny", "l1", (500, 1000, 2000))
     table(runs, "tiny", "log_z_error", (500, 1000, 2000))

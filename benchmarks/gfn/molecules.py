@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, Contestant, interleave, last_core, run, table, write_results
+from harness import HERE, Contestant, add_arguments, interleave, run, table, write_results
 
 SCRIPTS = HERE / "gfn" / "contestants"
 WIDTHS, BATCHES = (64, 256), (16, 64)
@@ -19,10 +19,8 @@ def main() -> None:
     parser.add_argument("--blocks", required=True, metavar="FILE", help="JSON with the library of blocks")
     parser.add_argument("--proxy", required=True, metavar="FILE", help="NPZ with the weights of the sEH proxy")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater-gfn-fl")
-    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
-    parser.add_argument("--repeats", type=int, default=3)
+    add_arguments(parser, 3)
     parser.add_argument("--modes", nargs="+", choices=("train", "sample"), default=["train", "sample"])
-    parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
     options = parser.parse_args()
     repeats = 1 if options.quick else options.repeats
     data = ("--blocks", options.blocks, "--proxy", options.proxy)

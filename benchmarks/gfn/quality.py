@@ -12,15 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "contestants"))
 
 from clock import REWARDS
-from harness import Contestant, run, write_results
-from run import SCRIPTS, add_arguments, peers
+from harness import Contestant, add_arguments, run, write_results
+from run import SCRIPTS, add_interpreters, peers
 from scoring import score
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=3, help="seeds")
+    add_interpreters(parser)
+    add_arguments(parser, 3)
     parser.add_argument("--rewards", nargs="+", choices=tuple(REWARDS), default=list(REWARDS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=2500)

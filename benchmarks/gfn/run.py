@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, ROOT, Contestant, interleave, last_core, make_environment, table, write_results
+from harness import HERE, ROOT, Contestant, add_arguments, interleave, make_environment, table, write_results
 
 SCRIPTS = HERE / "gfn" / "contestants"
 PEERS = {
@@ -29,19 +29,17 @@ def peers(options: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that choose interpreters and the core."""
+def add_interpreters(parser: argparse.ArgumentParser) -> None:
+    """The options that choose interpreters."""
     parser.add_argument("--headwater", default=sys.executable, help="interpreter that has headwater-gfn-fl")
     parser.add_argument("--torchgfn", metavar="PYTHON", help="interpreter that has torchgfn; 'none' leaves it out")
     parser.add_argument("--gfnx", metavar="PYTHON", help="interpreter that has gfnx; 'none' leaves it out")
-    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
-    parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=5)
+    add_interpreters(parser)
+    add_arguments(parser, 5)
     parser.add_argument("--modes", nargs="+", choices=("train", "sample"), default=["train", "sample"])
     options = parser.parse_args()
     repeats = 1 if options.quick else options.repeats

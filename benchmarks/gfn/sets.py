@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import HERE, Contestant, interleave, last_core, run, table, write_results
+from harness import HERE, Contestant, add_arguments, interleave, run, table, write_results
 
 SCRIPTS = HERE / "gfn" / "contestants"
 SIZES = {"small": (60, 1.0), "medium": (20, 0.5)}
@@ -18,9 +18,7 @@ def main() -> None:
     parser.add_argument("--energies", required=True, metavar="FILE", help="CSV or JSON with the item energies")
     parser.add_argument("--official", metavar="DIR", help="a checkout of the authors' repository, which is run too")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has headwater-gfn-fl")
-    parser.add_argument("--core", type=int, default=last_core(), help="the core that all run on")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one round of a few steps: does everything run?")
+    add_arguments(parser, 5)
     options = parser.parse_args()
     repeats = 1 if options.quick else options.repeats
     energies = ("--energies", options.energies)

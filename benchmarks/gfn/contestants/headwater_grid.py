@@ -1,6 +1,5 @@
 """headwater on HyperGrid with trajectory balance: the trainer that `headwater train gfn-fl` uses, drawn and stepped."""
 
-from importlib.metadata import version
 from typing import Any
 
 import clock
@@ -12,17 +11,7 @@ from headwater.resolve import plan
 from headwater_gfn.exact import forward_policy
 from headwater_gfn.rollout import Behaviour, roll_out
 from headwater_gfn.table import TableEnvironment
-
-
-def make_trainer(made: Any) -> Any:
-    """The trainer of a plan, as a run makes it."""
-    seeding.seed_all(seeding.key(made.fit.seed))
-    kind = headwater.registry.resolve(made.stage.trainer)
-    config = made.config["trainer"]
-    facts = kind.facts(config, made.task)
-    trainer = kind(config, made.task, kind.build(config, made.task, facts), facts)
-    trainer.setup()
-    return trainer
+from ours import make_trainer, training, versions
 
 
 def plan_of(options: Any) -> Any:
@@ -46,15 +35,6 @@ def main() -> None:
     made = plan_of(options)
     trainer = make_trainer(made)
     done = 0
-
-    def train(steps: int) -> float:
-        nonlocal done
-        lengths = []
-        for k in range(done, done + steps):
-            batch = trainer.draw(k, seeding.generator(options.seed, k, 0))
-            lengths.append(trainer.step(batch)["length"])
-        done += steps
-        return float(torch.stack(lengths).mean())
 
     def roll(steps: int) -> float:
         nonlocal done
@@ -81,8 +61,8 @@ def main() -> None:
         return float(total) / max(steps, 1)
 
     sample = roll if options.through == "trainer" else blocks
-    versions = {name: version(name) for name in ("headwater", "headwater-gfn", "headwater-gfn-fl", "torch")}
-    clock.measure(options, train if options.mode == "train" else sample, versions=versions)
+    advance = training(trainer, options.seed) if options.mode == "train" else sample
+    clock.measure(options, advance, versions=versions())
     if options.export:
         environment = trainer.environment
         if not isinstance(environment, TableEnvironment):

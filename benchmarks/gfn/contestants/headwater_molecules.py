@@ -4,7 +4,6 @@
 """
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 import clock
@@ -13,7 +12,7 @@ import plain_molecules as plain
 import torch
 from headwater import seeding
 from headwater.resolve import plan
-from headwater_grid import make_trainer
+from ours import make_trainer, training, versions
 
 
 def plan_of(options: Any) -> Any:
@@ -111,15 +110,6 @@ def main() -> None:
     sampler = kind(made.config["sampler"], made.task, trainer.modules, {})
     done = 0
 
-    def train(steps: int) -> float:
-        nonlocal done
-        lengths = []
-        for k in range(done, done + steps):
-            batch = trainer.draw(k, seeding.generator(options.seed, k, 0))
-            lengths.append(trainer.step(batch)["length"])
-        done += steps
-        return float(torch.stack(lengths).mean())
-
     @torch.no_grad()
     def sample(steps: int) -> float:
         nonlocal done
@@ -130,13 +120,8 @@ def main() -> None:
         done += steps
         return float(torch.stack(lengths).mean())
 
-    names = ("headwater", "headwater-gfn", "headwater-gfn-fl", "torch", "rdkit")
-    clock.measure(
-        options,
-        train if options.mode == "train" else sample,
-        batch=options.batch,
-        versions={name: version(name) for name in names},
-    )
+    advance = training(trainer, options.seed) if options.mode == "train" else sample
+    clock.measure(options, advance, batch=options.batch, versions=versions("rdkit"))
     return None
 
 

@@ -5,7 +5,6 @@ weights on the same trajectories.
 """
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 import clock
@@ -13,7 +12,7 @@ import plain_sets
 import torch
 from headwater import seeding
 from headwater.resolve import plan
-from headwater_grid import make_trainer
+from ours import make_trainer, training, versions
 from torch import Tensor
 
 
@@ -99,20 +98,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.check:
         return check(options)
-    trainer = trainer_of(options)
-    done = 0
-
-    def advance(steps: int) -> float:
-        nonlocal done
-        lengths = []
-        for k in range(done, done + steps):
-            batch = trainer.draw(k, seeding.generator(options.seed, k, 0))
-            lengths.append(trainer.step(batch)["length"])
-        done += steps
-        return float(torch.stack(lengths).mean())
-
-    versions = {name: version(name) for name in ("headwater", "headwater-gfn", "headwater-gfn-fl", "torch")}
-    clock.measure(options, advance, versions=versions)
+    advance = training(trainer_of(options), options.seed)
+    clock.measure(options, advance, versions=versions())
     return None
 
 

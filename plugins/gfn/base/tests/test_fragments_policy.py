@@ -174,6 +174,27 @@ def test_messages_both_ways_equal_a_plain_loop(
     agrees(policy, agent, environment, directed=False)
 
 
+def test_blocks_with_one_way_from_the_root_are_computed_once(
+    environment: Fragments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same outputs and gradients as all slots of all states."""
+    torch.manual_seed(3)
+    policy = GraphPolicy(environment.blocks, environment.size, WIDTH, 3, directed=True).double()
+    observed = environment.observe(some_states(environment))
+    mask = environment.forward_mask(some_states(environment))
+    rows: list[int] = []
+    policy.gru.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    found = []
+    for dense in (False, True):
+        monkeypatch.setattr(policy, "_dense", lambda tree, dense=dense: dense)
+        logits, _, flow = policy(observed)
+        loss = logits[mask].square().sum() + flow.sin().sum()
+        found.append((logits[mask], flow, *torch.autograd.grad(loss, list(policy.parameters()))))
+    assert rows[0] < int((observed[:, : environment.size] >= 0).sum()) < rows[-1]
+    for once, every in zip(*found, strict=True):
+        torch.testing.assert_close(once, every, rtol=1e-10, atol=1e-12)
+
+
 def test_every_parameter_learns(environment: Fragments) -> None:
     policy = GraphPolicy(environment.blocks, environment.size, 8, 2)
     types = {

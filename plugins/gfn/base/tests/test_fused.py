@@ -1,9 +1,11 @@
 """Gradients by hand equal those of torch's graph, and finite differences."""
 
+import math
+
 import pytest
 import torch
 from headwater_gfn import fused
-from headwater_gfn.evaluation import evaluate, evaluate_by_graph
+from headwater_gfn.evaluation import _log_sum, evaluate, evaluate_by_graph
 from headwater_gfn.networks import MLPPolicy
 from headwater_gfn.rollout import Behaviour, roll_out
 
@@ -82,3 +84,14 @@ def test_they_cannot_be_differentiated_twice(table, generator):
     first = torch.autograd.grad(loss, policy.head.weight, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+def test_the_sum_over_actions_with_one_child_equals_that_over_all():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(5, 40, generator=generator, dtype=torch.float64).mul(30).requires_grad_()
+    row = torch.tensor([4, 0, 0, 2])
+    which = torch.rand(4, 40, generator=generator) < 0.2
+    both = _log_sum(table, row, which), torch.where(which, table[row], -math.inf).logsumexp(1)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=0)
+    gradients = (torch.autograd.grad(found.square().sum(), table)[0] for found in both)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

@@ -76,7 +76,7 @@ def evaluate_by_graph(
         log_pf = _pick(log_p, before, a)
     else:
         same = environment.same_child(rows[before], a)
-        log_pf = torch.where(same, log_p[before], -math.inf).logsumexp(1)
+        log_pf = _log_sum(log_p, before, same)
 
     back = seen[1:] & valid  # the last transition into a state made by STOP has one parent
     after = place[1:][back]
@@ -94,6 +94,15 @@ def evaluate_by_graph(
 def _pick(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """The entries (M,) of ``table`` at rows and columns (M,)."""
     return table.flatten().index_select(0, torch.add(column, row, alpha=table.shape[1]))
+
+
+def _log_sum(table: Tensor, row: Tensor, which: Tensor) -> Tensor:
+    """The logarithm (M,) of the sum of exp over the entries ``which`` (M, A), few of many, of the rows (M,)."""
+    at, column = which.nonzero(as_tuple=True)
+    values = _pick(table, row[at], column)
+    most = values.new_full(row.shape, -math.inf).scatter_reduce(0, at, values.detach(), "amax")
+    total = torch.zeros_like(most).index_add(0, at, (values - most[at]).exp())
+    return most + total.log()
 
 
 def _spread(where: Tensor, values: Tensor) -> Tensor:

@@ -114,13 +114,11 @@ class GraphPolicy(nn.Module):
             ways, of = _ways(block, parent, stem, own).flatten()[rows].unique(return_inverse=True)
             one = torch.empty_like(ways).scatter_(0, of, torch.arange(len(rows)))
             nodes, up = rows[one], of[up[one]]
-        kind, joined = block.flatten()[nodes], parent.flatten()[nodes] >= 0
+        kind, stem, own, joined = (x.flatten()[nodes] for x in (block, stem, own, parent >= 0))
         h = self.blockemb(torch.where(kind >= 0, self.true_block[kind.clamp_min(0)], self.blockemb.num_embeddings - 1))
         h = self.block2emb(h)
-        e = self.bondemb(self.stem_type[kind[up].clamp_min(0), stem.flatten()[nodes].clamp_min(0)]) * joined.unsqueeze(
-            1
-        )
-        f = self.bondemb(self.stem_type[kind.clamp_min(0), own.flatten()[nodes].clamp_min(0)]) * joined.unsqueeze(1)
+        e = self.bondemb(self.stem_type[kind[up].clamp_min(0), stem.clamp_min(0)]) * joined.unsqueeze(1)
+        f = self.bondemb(self.stem_type[kind.clamp_min(0), own.clamp_min(0)]) * joined.unsqueeze(1)
         root = self.root if self.linear_root else self.root.T
         share = h.new_ones(1)
         if not self.directed:
