@@ -1,9 +1,11 @@
 """Each objective equals a plain loop over its definition, values and gradients."""
 
+import math
+
 import pytest
 import torch
 from headwater_gfn.environment import log_policy
-from headwater_gfn.evaluation import edge_flows, evaluate
+from headwater_gfn.evaluation import _log_sum, edge_flows, evaluate
 from headwater_gfn.networks import MLPPolicy
 from headwater_gfn.objective import (
     detailed_balance,
@@ -190,3 +192,14 @@ def test_a_uniform_backward_policy_counts_the_parents(setting):
             stopped = environment.stops and bool(environment.terminal(s))
             parents = 1 if stopped else int(environment.backward_mask(s).sum())
             assert float(terms.log_pb[t, i].exp()) == pytest.approx(1 / parents)
+
+
+def test_the_sum_over_actions_with_one_child_equals_that_over_all():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(5, 40, generator=generator, dtype=torch.float64).mul(30).requires_grad_()
+    row = torch.tensor([4, 0, 0, 2])
+    which = torch.rand(4, 40, generator=generator) < 0.2
+    both = _log_sum(table, row, which), torch.where(which, table[row], -math.inf).logsumexp(1)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=0)
+    gradients = (torch.autograd.grad(found.square().sum(), table)[0] for found in both)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater_gfn import fused
 from headwater_gfn.environment import Environment, log_policy
 from headwater_gfn.networks import Policy
 from headwater_gfn.rollout import Trajectories
 from headwater_gfn.table import TableEnvironment
 
-__all__ = ["Evaluation", "edge_flows", "evaluate", "evaluate_by_graph"]
+__all__ = ["Evaluation", "edge_flows", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,6 @@ def evaluate(
         trajectories: of any behaviour policy.
         learned_backward: whether P_B is the network's; uniform over the parents without.
     """
-    if fused.applies(environment, policy, trajectories, learned_backward):
-        return Evaluation(*fused.taken_terms(environment, policy, trajectories))
-    return evaluate_by_graph(environment, policy, trajectories, learned_backward=learned_backward)
-
-
-def evaluate_by_graph(
-    environment: Environment, policy: Policy, trajectories: Trajectories, *, learned_backward: bool = True
-) -> Evaluation:
-    """As :func:`evaluate`, with every operation in torch's graph: for any network and environment, on any device."""
     states, actions, length = trajectories.states, trajectories.actions, trajectories.length
     steps = len(actions)
     step = torch.arange(steps + 1, device=length.device).unsqueeze(1)
@@ -55,7 +45,7 @@ def evaluate_by_graph(
     seen = inside
     if environment.stops:  # a state made by STOP is not looked at
         seen = step < (length if trajectories.complete is None else length + ~trajectories.complete)
-    if bool(seen.all()):
+    if not isinstance(environment, TableEnvironment) and bool(seen.all()):
         rows, place = states.flatten(0, 1), torch.arange(seen.numel(), device=length.device).view(seen.shape)
     else:
         rows, place = states[seen], torch.zeros(seen.shape, dtype=torch.int64, device=length.device)
@@ -72,11 +62,8 @@ def evaluate_by_graph(
 
     before, a = place[:-1][valid], actions[valid]
     log_p = log_policy(forward, environment.forward_mask(rows))
-    if environment.inherits("same_child"):
-        log_pf = _pick(log_p, before, a)
-    else:
-        same = environment.same_child(rows[before], a)
-        log_pf = _log_sum(log_p, before, same)
+    same = None if environment.inherits("same_child") else environment.same_child(rows[before], a)
+    log_pf = _pick(log_p, before, a) if same is None else _log_sum(log_p, before, same)
 
     back = seen[1:] & valid  # the last transition into a state made by STOP has one parent
     after = place[1:][back]

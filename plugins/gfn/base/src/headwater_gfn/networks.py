@@ -56,22 +56,12 @@ class MLPPolicy(nn.Module):
         super().__init__()
         self.n_actions, self.n_backward = n_actions, n_backward
         self._activate = torch.relu_ if activation == "relu" else nn.functional.leaky_relu_
-        self.slope = 0.0 if activation == "relu" else 0.01
         widths = (n_features, *hidden)
         layers: list[nn.Module] = []
         for i, o in pairwise(widths):
             layers += [_linear(i, o), ACTIVATIONS[activation](inplace=True)]
         self.trunk = nn.Sequential(*layers)
-        self.head = _linear(widths[-1], self.n_outputs)
-
-    @property
-    def n_outputs(self) -> int:
-        """Columns of the head: forward logits, backward logits, log flow."""
-        return self.n_actions + self.n_backward + 1
-
-    def layers(self) -> list[nn.Linear]:
-        """The linear layers from the first to the head; between them is the activation."""
-        return [layer for layer in (*self.trunk, self.head) if isinstance(layer, nn.Linear)]
+        self.head = _linear(widths[-1], n_actions + n_backward + 1)
 
     def forward_logits(self, observed: Tensor) -> Tensor:
         n = self.n_actions
@@ -80,7 +70,8 @@ class MLPPolicy(nn.Module):
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
         """:meth:`forward_logits` for many small batches without gradients, free of what a module call costs."""
-        *inner, (head, bias) = [(layer.weight.detach().t(), layer.bias.detach()) for layer in self.layers()]
+        layers = [layer for layer in (*self.trunk, self.head) if isinstance(layer, nn.Linear)]
+        *inner, (head, bias) = [(layer.weight.detach().t(), layer.bias.detach()) for layer in layers]
         head, bias = head[:, : self.n_actions], bias[: self.n_actions]
         activate = self._activate
 

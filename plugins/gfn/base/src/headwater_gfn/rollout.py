@@ -244,12 +244,11 @@ def _walk_items(
 ) -> Trajectories:
     """As :func:`_walk`, on states to which every action adds an item, on a CPU: see :func:`_walk_table`.
 
-    What the network sees and what is forbidden are two arrays, in which a step changes one entry a row.
+    What is forbidden is one array, in which a step changes an entry a row.
     """
     logits_of = policy.prepared() if isinstance(policy, MLPPolicy) else policy.forward_logits
     steps, width, blind = environment.max_len, environment.n_actions, behaviour.blind
-    observed = environment.observe(environment.start(n))
-    seen, forbid = observed.numpy(), np.zeros((n, width), dtype=np.float32)
+    forbid = np.zeros((n, width), dtype=np.float32)
     states, actions = np.zeros((steps + 1, n, width), dtype=np.int64), np.zeros((steps, n), dtype=np.int64)
     noise = chain.from_iterable(chunk.numpy() for chunk in _noise(steps, n, width, generator))
     factors = chain.from_iterable(chunk.numpy() for chunk in _factors(behaviour, n, generator))
@@ -257,13 +256,14 @@ def _walk_items(
     for t in range(steps):
         if blind < n:
             # A network that gives NaN must be allowed some action too: its loss will tell.
-            scores[blind:] = logits_of(observed[blind:]).nan_to_num().numpy()
+            observed = environment.observe(torch.from_numpy(states[t, blind:]))
+            scores[blind:] = logits_of(observed).nan_to_num().numpy()
         chances = forbid + next(noise)
         if behaviour.differs:
             scores[blind:] *= next(factors)[blind:]
         a = np.add(chances, scores, out=chances).argmax(1, out=actions[t])
-        seen[rows, a], forbid[rows, a] = 1, -np.inf
-        states[t + 1] = seen
+        states[t + 1] = states[t]
+        states[t + 1, rows, a], forbid[rows, a] = 1, -np.inf
     return Trajectories(torch.from_numpy(states), torch.from_numpy(actions), torch.full((n,), steps))
 
 
