@@ -73,8 +73,8 @@ class Environment(Task):
     n_features: int
     """The width of :meth:`observe`."""
     adds_items: ClassVar[bool] = False
-    """Whether states are rows of 0 and 1 (B, n_actions) that start as 0; action i is allowed where entry i is 0 and makes
-    it 1, and ``max_len`` of them make a terminal state."""
+    """Whether states are rows of 0 and 1 (B, n_actions) that start as 0; action i is allowed where entry i is 0 and
+    makes it 1, and ``max_len`` of them make a terminal state."""
     n_states: int | None = None
     """How many states there are, where that is known and small enough to go through them."""
 
