@@ -15,8 +15,8 @@ __all__ = [
     "halos",
     "initialise",
     "interleave",
-    "last_as_convolution",
     "levels",
+    "phases",
     "side_of",
     "to_volume",
 ]
@@ -170,21 +170,22 @@ def first_as_convolution(weight: Tensor) -> Tensor:
     return weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
 
 
-def last_as_convolution(weight: Tensor) -> Tensor:
-    """Weights (c, 1, 4, 4, 4) of the last layer as those (8, c, 2, 2, 2) of a convolution on its input's resolution.
+def phases(weight: Tensor) -> Tensor:
+    """Weights (c, d, 4, 4, 4) of an upsampling layer as those (8, d, c, 2, 2, 2) of eight convolutions on its input.
 
-    Along an axis voxel 2 q - 1 is made of inputs q - 1 and q by taps 2 and 0, voxel 2 q of the same by taps 3 and 1
-    (:func:`headwater_porous_gan.networks.halos` says where from). So a window of two inputs gives the eight voxels
-    2 q - 1, 2 q along each axis; channel 4 b0 + 2 b1 + b2 is voxel 2 q - 1 + (b0, b1, b2).
+    Along an axis voxel 2 q - 1 is made of inputs q - 1 and q by taps 2 and 0, voxel 2 q of the same by taps 3 and 1.
+    So a window of two inputs gives the voxels 2 q - 1 and 2 q along each axis; the convolution 4 b0 + 2 b1 + b2 makes
+    voxel 2 q - 1 + (b0, b1, b2).
     """
-    taps = weight[:, 0].flip(1, 2, 3).reshape(-1, 2, 2, 2, 2, 2, 2).flip(2, 4, 6)
-    return taps.permute(2, 4, 6, 0, 1, 3, 5).reshape(8, -1, 2, 2, 2).contiguous(memory_format=torch.channels_last_3d)
+    c, d = weight.shape[:2]
+    taps = weight.flip(2, 3, 4).reshape(c, d, 2, 2, 2, 2, 2, 2).flip(3, 5, 7)
+    return taps.permute(3, 5, 7, 1, 0, 2, 4, 6).reshape(8, d, c, 2, 2, 2)
 
 
-def interleave(phases: Tensor) -> Tensor:
+def interleave(eight: Tensor) -> Tensor:
     """The eight voxels in the channels of (B, 8, d0, d1, d2) put in their places: (B, 1, 2 d0, 2 d1, 2 d2)."""
-    b, _, d0, d1, d2 = phases.shape
-    apart = phases.view(b, 2, 2, 2, d0, d1, d2).permute(0, 4, 1, 5, 2, 6, 3)
+    b, _, d0, d1, d2 = eight.shape
+    apart = eight.reshape(b, 2, 2, 2, d0, d1, d2).permute(0, 4, 1, 5, 2, 6, 3)
     return apart.reshape(b, 1, 2 * d0, 2 * d1, 2 * d2)
 
 
@@ -194,8 +195,8 @@ def to_volume(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) 
     With ``padding=1`` inputs (B, c, d0, d1, d2) give the volume (B, 1, 2 d0, ...); with 0 they are one voxel of halo
     on each side larger than what is wanted, and give (B, 1, 2 (d0 - 2), ...).
     """
-    phases = F.conv3d(x, last_as_convolution(weight), None if bias is None else bias.expand(8), padding=padding)
-    return interleave(phases)[:, :, 1:-1, 1:-1, 1:-1]
+    kernel = phases(weight).flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
+    return interleave(F.conv3d(x, kernel, None if bias is None else bias.expand(8), padding=padding))[:, :, 1:-1, 1:-1, 1:-1]
 
 
 def initialise(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater_porous_gan.latents import Latents
-from headwater_porous_gan.networks import Generator, first_as_convolution, interleave, last_as_convolution
+from headwater_porous_gan.networks import Generator, first_as_convolution, interleave, phases
 
 __all__ = ["Folded", "Statistics", "boxes", "running_statistics", "statistics"]
 
@@ -50,18 +50,22 @@ class Folded:
 
     def __init__(self, generator: Generator, statistics: Statistics, dtype: torch.dtype = torch.float32) -> None:
         self.m, self.halos, self.dtype = generator.m, generator.halos, dtype
-        self.weights: list[Tensor] = []
+        self.weights: list[list[Tensor]] = []
         self.biases: list[Tensor | None] = []
         for k, conv in enumerate(generator.convs):
             weight, bias = conv.weight.detach(), conv.bias
             if k < len(statistics):
                 weight, bias = _folded(weight, bias, generator.norms[k], statistics[k], isinstance(conv, nn.Conv3d))
-            if k == 0:
-                weight = first_as_convolution(weight)
-            elif k == len(generator.convs) - 1:
-                weight = last_as_convolution(weight)
+            laid_out = torch.channels_last_3d
+            if k == 0:  # the one layer that is faster with channels first
+                weight, laid_out = first_as_convolution(weight), torch.contiguous_format
+            elif isinstance(conv, nn.ConvTranspose3d):
+                weight = phases(weight)
+            if k == len(generator.convs) - 1:
+                weight = weight.flatten(0, 1)
                 bias = None if bias is None else bias.expand(8)
-            self.weights.append(weight.to(dtype).contiguous(memory_format=torch.channels_last_3d))
+            parts = weight.to(dtype).unbind() if weight.ndim == 6 else [weight.to(dtype)]
+            self.weights.append([part.contiguous(memory_format=laid_out) for part in parts])
             self.biases.append(None if bias is None else bias.detach().to(dtype).contiguous())
 
     @property
@@ -74,17 +78,26 @@ class Folded:
         hidden = len(self.weights) - 1
         return self.m if k == hidden else min(k, self.m - 1)
 
-    def _run(self, x: Tensor, k: int) -> Tensor:
-        """Layer ``k`` without its rectifier; x has the halo of its level, and the result that of the next one."""
-        weight, bias = self.weights[k], self.biases[k]
-        last = len(self.weights) - 1
-        if k in (0, last) or k >= self.m:
-            return F.conv3d(x, weight, bias)
-        return F.conv_transpose3d(x, weight, bias, stride=2, padding=1 + 2 * self.halos[k - 1] - self.halos[k])
+    def _run(self, x: Tensor, k: int, rectify: bool = True) -> Tensor:
+        """Hidden layer ``k``; x has the halo of its level, and the result that of the next one."""
+        weights, bias = self.weights[k], self.biases[k]
+        if len(weights) == 1:
+            y = F.conv3d(x, weights[0], bias).contiguous(memory_format=torch.channels_last_3d)
+            return F.relu_(y) if rectify else y
+        b, _, *size = x.shape
+        shape = (b, weights[0].shape[0], *(2 * (n - 1) for n in size))
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        for weight, (a0, a1, a2) in zip(weights, product((0, 1), repeat=3), strict=True):
+            y = F.conv3d(x, weight, bias)
+            place = out[:, :, a0::2, a1::2, a2::2]
+            if rectify:
+                torch.clamp_min(y, 0, out=place)
+            else:
+                place.copy_(y)
+        return _cropped(out, 2 * self.halos[k - 1] - 1 - self.halos[k])
 
-    def _rectified(self, x: Tensor, k: int, low: Sequence[int], extent: Sequence[int] | None) -> Tensor:
+    def _bounded(self, x: Tensor, k: int, low: Sequence[int], extent: Sequence[int] | None) -> Tensor:
         """The output of hidden layer ``k`` whose first voxel is ``low``, zero beyond the volume's end."""
-        x = F.relu_(x)
         if extent is not None:
             for axis, (a, n) in enumerate(zip(low, extent, strict=True)):
                 size, end = x.shape[axis + 2], n << self.level(k)
@@ -100,19 +113,14 @@ class Folded:
         extent = _cells(latents)
         halo = self.halos[0]
         x = latents.window([a - halo - 3 for a in low], [b + halo for b in high]).to(self.dtype)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
         for k in range(layers):
             h = self.halos[k]
-            x = self._rectified(self._run(x, k), k, [(a << self.level(k)) - h for a in low], extent)
+            x = self._bounded(self._run(x, k), k, [(a << self.level(k)) - h for a in low], extent)
         return x
 
     def raw(self, latents: Latents, low: Cells, high: Cells, k: int) -> Tensor:
         """What layer ``k`` hands to its batch normalisation in the cells [low, high), without halo."""
-        x = self._run(self._front(latents, low, high, k), k)
-        h = self.halos[k]
-        for axis in range(2, 5):
-            x = x.narrow(axis, h, x.shape[axis] - 2 * h)
-        return x
+        return _cropped(self._run(self._front(latents, low, high, k), k, rectify=False), self.halos[k])
 
     def tile(
         self,
@@ -132,7 +140,7 @@ class Folded:
         scale = 1 << (self.m - level)
         origin = [a << level for a in low]
         rows, *across = ((b - a) << level for a, b in zip(low, high, strict=True))
-        step = max(1, SLAB // (self.weights[-1].shape[1] * (scale // 2) ** 3 * (across[0] + 2) * (across[1] + 2)))
+        step = max(1, SLAB // (self.weights[-1][0].shape[1] * (scale // 2) ** 3 * (across[0] + 2) * (across[1] + 2)))
         out: Tensor | None = None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
@@ -141,8 +149,8 @@ class Folded:
                 h = self.halos[k]
                 up = self.level(k) - level
                 corner = [((o + (start if axis == 0 else 0)) << up) - h for axis, o in enumerate(origin)]
-                y = self._rectified(self._run(y, k), k, corner, extent)
-            values = interleave(self._run(y, len(self.weights) - 1))[0, 0]
+                y = self._bounded(self._run(y, k), k, corner, extent)
+            values = interleave(F.conv3d(y, self.weights[-1][0], self.biases[-1]))[0, 0]
             values = torch.tanh_(values if self.dtype == torch.float64 else values.float())
             part = values if convert is None else convert(values)
             if out is None:
@@ -151,6 +159,11 @@ class Folded:
             out[start * scale : stop * scale + 2] = part
         assert out is not None
         return out
+
+
+def _cropped(x: Tensor, n: int) -> Tensor:
+    """x without ``n`` voxels on each side."""
+    return x if n == 0 else x[:, :, n:-n, n:-n, n:-n]
 
 
 def _cells(latents: Latents) -> Cells | None:
