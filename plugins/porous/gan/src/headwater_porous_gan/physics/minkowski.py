@@ -19,7 +19,7 @@ BLOCK = 1 << 23
 """Voxels that are held at a time."""
 
 C1, C2, C3 = 0.0915557824, 0.0739612558, 0.0703912796
-"""Share of the sphere of directions nearest to an axis, a face diagonal and a space diagonal (3 C1 + 6 C2 + 4 C3 = 1)."""
+"""Share of the sphere nearest to an axis, a face diagonal and a space diagonal (3 C1 + 6 C2 + 4 C3 = 1)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Functionals:
     Args:
         volume: volume of grain, each configuration counting an eighth for each of its grain voxels.
         surface: area of the interface, Crofton formula in 13 directions.
+        faces: unlike pairs of nearest neighbours, the area of the voxel faces between the phases.
         breadth: mean breadth; the integral of mean curvature is 2 pi times this.
         euler6: Euler number with grains joined through faces (pores through faces, edges and corners).
         euler26: Euler number with grains joined through faces, edges and corners (pores through faces).
@@ -37,6 +38,7 @@ class Functionals:
 
     volume: float
     surface: float
+    faces: float
     breadth: float
     euler6: float
     euler26: float
@@ -65,12 +67,14 @@ def configurations(phase: Any) -> np.ndarray:
 def tables() -> dict[str, np.ndarray]:
     """Contribution of each configuration to each functional, float64 (256,).
 
-    volume v/8. surface 2 (C1 e/4 + C2 f/(2 sqrt 2) + C3 d/sqrt 3), e, f, d the unlike pairs among 12 edges, 12 face
-    diagonals and 4 space diagonals. breadth C1/2 sum chi(6 faces) + C2/sqrt 2 sum chi(6 diagonal rectangles) + C3/sqrt 3
-    sum chi(8 corner triangles), with chi = v/4 - e/2 + f of a rectangle and v/6 - e/2 + f of a triangle (v grain
-    corners, e sides and f polygons that are all grain): a corner is shared by 4 rectangles or 6 triangles of a section.
-    euler6 v/8 - e/4 + f/2 - c with e, f, c the edges, faces and cube that are all grain; euler26 the same at the
-    complement.
+    volume: v/8 for v grain voxels.
+    surface: 2 (C1 e/4 + C2 f/(2 sqrt 2) + C3 d/sqrt 3), with e, f, d the unlike pairs among the 12 edges, 12 face
+    diagonals and 4 space diagonals; faces: e/4.
+    breadth: C1/2 sum chi(6 faces) + C2/sqrt 2 sum chi(6 diagonal rectangles) + C3/sqrt 3 sum chi(8 corner triangles),
+    with chi = v/4 - e/2 + f of a rectangle and v/6 - e/2 + f of a triangle (v grain corners, e sides and f polygons
+    that are all grain): a corner is shared by 4 rectangles or 6 triangles of a section.
+    euler6: v/8 - e/4 + f/2 - c, with e, f, c the edges, faces and cube that are all grain; euler26: the same, read at
+    the complement.
     """
     corners = list(itertools.product((0, 1), repeat=3))
     number = {corner: corner[2] + 2 * corner[1] + 4 * corner[0] for corner in corners}
@@ -107,7 +111,10 @@ def tables() -> dict[str, np.ndarray]:
     return {
         "volume": grain.sum(1) / 8,
         "surface": 2 * (C1 * unlike[1] / 4 + C2 * unlike[2] / (2 * math.sqrt(2)) + C3 * unlike[3] / math.sqrt(3)),
-        "breadth": C1 / 2 * chi(faces, 4) + C2 / math.sqrt(2) * chi(rectangles, 4) + C3 / math.sqrt(3) * chi(triangles, 6),
+        "faces": unlike[1] / 4,
+        "breadth": C1 / 2 * chi(faces, 4)
+        + C2 / math.sqrt(2) * chi(rectangles, 4)
+        + C3 / math.sqrt(3) * chi(triangles, 6),
         "euler6": euler6,
         "euler26": euler6[::-1].copy(),
     }

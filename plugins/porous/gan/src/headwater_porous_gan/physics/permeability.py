@@ -78,7 +78,7 @@ def lattice(fluid: np.ndarray, sides: Literal["closed", "periodic"] = "closed") 
         velocity = [c if q % 2 else -c for c in PAIRS[(q - 1) // 2]]
         where = tuple(slice(1 - c, 1 - c + n) for c, n in zip(velocity, fluid.shape, strict=True))
         upstream[q - 1] = number[where][fluid]
-    return Lattice(upstream, fluid.shape)  # type: ignore[arg-type]
+    return Lattice(upstream, fluid.shape)
 
 
 def opposite(q: int) -> int:
@@ -168,7 +168,9 @@ def stepper(domain: Lattice, tau: float, engine: str = "auto", device: str = "cp
     kernels = None if engine == "torch" else _kernels()
     if kernels is None:
         if engine == "numba":
-            raise UsageError("numba is not installed; try: pip install 'headwater-porous-gan[physics]', or engine torch")
+            raise UsageError(
+                "numba is not installed; try: pip install 'headwater-porous-gan[physics]', or engine torch"
+            )
         return _torch_stepper(domain, even, odd, device)
     local, across = kernels
     cells = domain.upstream.shape[1]
@@ -216,7 +218,7 @@ def _kernels() -> Any:
     B = BLOCK
     f32 = np.float32
 
-    @numba.njit(fastmath=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+    @numba.njit(fastmath=True, error_model="numpy", inline="always")
     def relax(f, i, a, b, w, rho, cj, push, even, odd):  # type: ignore[no-untyped-def]
         # From here the pair moves on: what was at a is stored at b, and the other way round.
         fa, fb = f[i + a * B], f[i + b * B]
@@ -225,7 +227,7 @@ def _kernels() -> Any:
         f[i + b * B] = fa - plus - minus
         f[i + a * B] = fb - plus + minus
 
-    @numba.njit(fastmath=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    @numba.njit(fastmath=True, error_model="numpy")
     def collide(f, cells, even, odd):  # type: ignore[no-untyped-def]
         w1, w2 = f32(1 / 18), f32(1 / 36)
         push1 = (f32(1) - f32(0.5) * odd) * f32(3) * w1
@@ -260,12 +262,12 @@ def _kernels() -> Any:
             relax(f, i, 17, 18, w2, rho, j1 - j2, none, even, odd)
         return total
 
-    @numba.njit(fastmath=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+    @numba.njit(fastmath=True, error_model="numpy", nogil=True)
     def local(f, even, odd):  # type: ignore[no-untyped-def]
         for base in range(0, f.size, 19 * B):
             collide(f[base : base + 19 * B], B, even, odd)
 
-    @numba.njit(fastmath=True, error_model="numpy", nogil=True)  # type: ignore[untyped-decorator]
+    @numba.njit(fastmath=True, error_model="numpy", nogil=True)
     def across(f, table, cells, even, odd):  # type: ignore[no-untyped-def]
         own = np.empty(19 * B, np.float32)
         total = 0.0

@@ -9,7 +9,15 @@ import numpy as np
 import scipy.ndimage
 from headwater.errors import UsageError
 
-__all__ = ["Connection", "chord_lengths", "connected_porosity", "local_thickness", "mean_chord", "percolating", "porosity"]
+__all__ = [
+    "Connection",
+    "chord_lengths",
+    "connected_porosity",
+    "local_thickness",
+    "mean_chord",
+    "percolating",
+    "porosity",
+]
 
 BLOCK = 1 << 24
 """Voxels that are held at a time."""

@@ -156,9 +156,7 @@ def read_volumes(path: Path, reading: Reading, *, in_memory: bool = False) -> li
         facts = source.facts
         step = facts.get("step") or source.chunk or phase.shape
         size = reading.voxel_size or facts.get("voxel_size") or source.voxel_size
-        found.append(
-            Volume(phase, size, step=tuple(step), number=number, provenance=dict(facts.get("provenance", {})))
-        )
+        found.append(Volume(phase, size, step=tuple(step), number=number, provenance=dict(facts.get("provenance", {}))))
     return found
 
 
@@ -509,7 +507,7 @@ def _zarr(path: Path, reading: Reading) -> Source:
     if not isinstance(node, zarr.Array):
         ome = dict(node.attrs).get("ome", dict(node.attrs))
         scales = ome.get("multiscales")
-        named = {name: array for name, array in node.arrays()}
+        named = dict(node.arrays())
         if scales and reading.dataset is None:  # OME-Zarr: the finest level
             level = scales[0]["datasets"][0]
             size = _ome_voxel(scales[0], level)
@@ -524,7 +522,7 @@ def _zarr(path: Path, reading: Reading) -> Source:
         size = float(stated)
     chunk = tuple(array.chunks) if hasattr(array, "chunks") else None
     facts = _facts(dict(array.attrs)) if hasattr(array, "attrs") else {}
-    return Source(path, array, size, facts, chunk)  # type: ignore[arg-type]
+    return Source(path, array, size, facts, chunk)
 
 
 class _Leading:
@@ -532,7 +530,9 @@ class _Leading:
 
     def __init__(self, array: Any) -> None:
         if any(n != 1 for n in array.shape[:-3]):
-            raise DataError(f"an array of shape {text(array.shape)} holds several volumes or channels; name one of them")
+            raise DataError(
+                f"an array of shape {text(array.shape)} holds several volumes or channels; name one of them"
+            )
         self.array, self.shape, self.dtype, self.attrs = array, array.shape[-3:], array.dtype, array.attrs
 
     def __getitem__(self, where: Any) -> np.ndarray:
@@ -634,11 +634,12 @@ def _npz(path: Path, reading: Reading) -> Source:
         return Source(path, archive[_chosen(path, shapes, reading.dataset, ("phase",))], None, facts)
 
 
-def _npz_shape(archive: zipfile.ZipFile, name: str) -> Shape:
+def _npz_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
     with archive.open(name + ".npy") as member:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(member)[0]  # type: ignore[no-any-return]
+        shape: tuple[int, ...] = read(member)[0]
+        return shape
 
 
 def with_facts(volume: Volume, labels: tuple[int, int]) -> dict[str, Any]:

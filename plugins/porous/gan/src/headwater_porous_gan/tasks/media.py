@@ -190,7 +190,9 @@ def voxelise(spheres: Pack, edge: int, scale: float = 1.0) -> np.ndarray:
     radius, box = spheres.radius * scale, spheres.box * scale
     images = range(-1, math.ceil(edge / box) + 1)
     for centre in spheres.centres * scale:
-        starts = [[centre[a] + box * m for m in images if -radius <= centre[a] + box * m <= edge + radius] for a in range(3)]
+        starts = [
+            [centre[a] + box * m for m in images if -radius <= centre[a] + box * m <= edge + radius] for a in range(3)
+        ]
         for z in starts[0]:
             for y in starts[1]:
                 for x in starts[2]:
@@ -221,7 +223,9 @@ def overlapping_spheres(edge: int, radius: float, porosity: float, seed: int = 0
     try:
         import porespy
     except ImportError as error:
-        raise UsageError("overlapping spheres need porespy; try: pip install 'headwater-porous-gan[physics]'") from error
+        raise UsageError(
+            "overlapping spheres need porespy; try: pip install 'headwater-porous-gan[physics]'"
+        ) from error
     porespy.settings.tqdm["disable"] = True
     made = porespy.generators.overlapping_spheres([edge] * 3, r=round(radius), porosity=porosity, seed=seed)
     return np.asarray(~np.asarray(made, bool)).view(np.uint8)
@@ -312,4 +316,6 @@ class Medium(PorousTask):
 
     @classmethod
     def check(cls, root: Path) -> list[str]:
-        raise UsageError("the embedded media read no data; check your own volume with: headwater data check porous-volume")
+        raise UsageError(
+            "the embedded media read no data; check your own volume with: headwater data check porous-volume"
+        )

@@ -179,13 +179,14 @@ def _gather(
 def _zarr_array(path: Path, shape: Sequence[int], chunk: Sequence[int], volume: Volume, note: dict[str, Any]) -> Any:
     """An empty Zarr v3 array with chunks of one tile, Zstandard level 3."""
     import zarr
+    from zarr.codecs import ZstdCodec
 
     attributes: dict[str, Any] = {"headwater": note}
     if volume.voxel_size is not None:
         attributes["voxel_size"] = volume.voxel_size
     return zarr.create_array(
         str(path), shape=tuple(shape), chunks=tuple(chunk), dtype="uint8", fill_value=0, zarr_format=3,
-        compressors=zarr.codecs.ZstdCodec(level=3), attributes=attributes, overwrite=False,
+        compressors=ZstdCodec(level=3), attributes=attributes, overwrite=False,
         dimension_names=("z", "y", "x"), config={"write_empty_chunks": True},
     )  # fmt: skip
 
@@ -230,7 +231,7 @@ def _write(suffix: str, path: Path, pages: Iterator[np.ndarray], shape: Sequence
         ".nc": _write_netcdf, ".vti": _write_vti, ".mha": _write_meta, ".mhd": _write_meta, ".npy": _write_npy,
         ".npz": _write_npz, "": _write_folder,
     }  # fmt: skip
-    writers[suffix](path, pages, tuple(shape), note)
+    writers[suffix](path, pages, (shape[0], shape[1], shape[2]), note)
 
 
 def _side(note: dict[str, Any]) -> str:
@@ -376,7 +377,7 @@ def _write_meta(path: Path, pages: Iterator[np.ndarray], shape: Shape, note: dic
     header = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode("utf-8")
     if beside:
         path.write_bytes(header)
-    with (beside[0].open("wb") if beside else path.open("wb")) as out:
+    with beside[0].open("wb") if beside else path.open("wb") as out:
         if not beside:
             out.write(header)
         for slab in pages:

@@ -14,11 +14,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from headwater_porous_gan.tasks import formats, parts
 from headwater_porous_gan.tasks.entries import KIND
-from headwater_porous_gan.volume import Shape, Volume
+from headwater_porous_gan.volume import Volume
 
 if TYPE_CHECKING:
     from headwater.reporting import Panel
     from headwater.run import Run
+
+    from headwater_porous_gan.tasks.scores import Measured
 
 __all__ = ["PorousTask", "PorousVolume", "PorousVolumeConfig", "ScoreConfig", "coarsened"]
 
@@ -29,9 +31,12 @@ class ScoreConfig(Config):
     labels: tuple[int, int] = Field((0, 255), description="labels of pore and grain in the files that are written")
     isotropic: bool = Field(False, description="the material is isotropic: crops may be flipped and turned")
     lags: PositiveInt = Field(100, description="longest lag of S2, in voxels")
-    permeability: bool = Field(True, description="compute the permeability of a crop in each direction")
-    permeability_edge: int = Field(64, ge=8, description="edge of that crop (the centre of the volume), in voxels")
-    thickness: bool = Field(False, description="compute the local thickness of that crop (needs porespy)")
+    permeability: bool = Field(True, description="compute the permeability of crops in each direction")
+    permeability_edge: int = Field(
+        64, ge=8, description="edge of the crops that permeability is computed on, in voxels"
+    )
+    permeability_crops: PositiveInt = Field(2, description="how many crops of each volume, spread over it")
+    thickness: bool = Field(False, description="compute the local thickness of pores in those crops (needs porespy)")
 
     @field_validator("labels")
     @classmethod
@@ -136,12 +141,20 @@ class PorousTask(Task):
 
     def metrics(self, samples: Volume | Sequence[Volume]) -> dict[str, float]:
         """Morphology and flow of generated volumes: beside those of the training volume, where there is one."""
-        from headwater_porous_gan.tasks.scores import scores
+        from headwater_porous_gan.tasks.scores import measure, scores
 
         volumes = [samples] if isinstance(samples, Volume) else list(samples)
         if not volumes:
             raise DataError("there is no volume to measure")
-        return scores(parts.assemble(volumes), self.training_volume(), self.config)
+        return scores([measure(v, self.config) for v in parts.assemble(volumes)], self.reference)
+
+    @cached_property
+    def reference(self) -> "Measured | None":
+        """The training volume, measured once; ``None`` where the task has none."""
+        from headwater_porous_gan.tasks.scores import measure
+
+        volume = self.training_volume()
+        return None if volume is None else measure(volume, self.config)
 
     def panels(self, run: "Run") -> "list[Panel]":
         """Slices, surfaces, S2 and all functionals of real and generated volumes side by side."""
@@ -195,10 +208,3 @@ class PorousVolume(PorousTask):
         except HeadwaterError as error:
             return [str(error)]
         return []
-
-
-def centre(shape: Sequence[int], edge: int) -> tuple[slice, slice, slice]:
-    """The slices of the cube of at most ``edge`` in the middle of a volume."""
-    sizes: Shape = tuple(min(edge, n) for n in shape)  # type: ignore[assignment]
-    a, b, c = (slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(shape, sizes, strict=True))
-    return a, b, c
