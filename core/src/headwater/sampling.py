@@ -325,10 +325,10 @@ def _stream(
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     suffix = sampler.writer.suffix_of(path)
-    _check_free(path, force)
+    _check_free(sampler, path, force)
     parts = path.with_name(f"{path.name}.parts")
     with _holding(parts, path):
-        _check_free(path, force)  # again: another process may have finished it meanwhile
+        _check_free(sampler, path, force)  # again: another process may have finished it meanwhile
         try:
             _open_parts(parts, job, force)
         except OSError as error:
@@ -351,24 +351,33 @@ def _stream(
     return path
 
 
-def _check_free(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise RunError(f"{path} exists; choose another -o or pass --force")
+def _check_free(sampler: Sampler, path: Path, force: bool) -> None:
+    taken = next((p for p in (path, *sampler.writer.companions(path)) if p.exists()), None)
+    if taken is not None and not force:
+        raise RunError(f"{taken} exists; choose another -o or pass --force")
 
 
 def _join(sampler: Sampler, blocks: list[Path], beside: Path, path: Path) -> None:
-    """Join the blocks beside, and put the whole in place."""
+    """Join the blocks beside, and put the whole in place, after the files that belong to it."""
+    writer = sampler.writer
     try:
-        remove(beside)
-        sampler.writer.join(blocks, beside)
-        sampler.writer.finish(beside)
+        for old in (beside, *writer.companions(beside)):
+            remove(old)
+        writer.join(blocks, beside)
+        writer.finish(beside)
         sync(beside)
+        for made, final in zip(writer.companions(beside), writer.companions(path), strict=True):
+            remove(final)
+            if made.exists():
+                sync(made)
+                made.rename(final)
         remove(path)
         beside.rename(path)
         fsync(path.parent)
     except OSError as error:
         with suppress(OSError):
-            remove(beside)
+            for left in (beside, *writer.companions(beside)):
+                remove(left)
         raise RunError(
             f"cannot write {path}: {error.strerror}; the blocks in {path.name}.parts are whole: "
             "make room and give the same command"
