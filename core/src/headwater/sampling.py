@@ -298,6 +298,7 @@ def _part(parts: Path, k: int, suffix: str) -> Path:
 
 def _write_block(sampler: Sampler, hooks: _SampleHooks, k: int, condition: Any, parts: Path, suffix: str) -> None:
     job = hooks.job
+    sampler.seed = job.seed
     with torch.no_grad(), one_thread(sampler.place):
         samples = sampler.block(k, seeding.generator(job.seed, k, device=sampler.place.device), condition)
     rest = job.items - k * sampler.block_size
@@ -335,20 +336,33 @@ def _stream(
             raise RunError(f"cannot write in {parts}: {error.strerror}") from error
         total = sampler.blocks(job.items)
         missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
+        _check_room(sampler, missing, total, suffix, path)
         hooks = _SampleHooks(job)
         hooks.call("headwater_sample_start")
-        with Progress(total, total - len(missing), label=job.what.partition(":")[2], unit="blocks") as bar:
+        whole = sum(map(sampler.amount, range(total)))
+        made = whole - sum(map(sampler.amount, missing))
+        with Progress(whole, made, label=job.what.partition(":")[2], unit=sampler.unit) as bar:
             if workers == 1 or len(missing) < 2:
                 condition = items if items is not None else _job_condition(model, job)
-                for done, k in enumerate(missing, total - len(missing) + 1):
+                for k in missing:
                     _write_block(sampler, hooks, k, condition, parts, suffix)
-                    bar.advance(done)
+                    made += sampler.amount(k)
+                    bar.advance(made)
             else:
-                _in_workers(model, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
+                _in_workers(model, sampler, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
         _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
         shutil.rmtree(parts, ignore_errors=True)
     hooks.call("headwater_sample_end", path=path)
     return path
+
+
+def _check_room(sampler: Sampler, missing: list[int], total: int, suffix: str, path: Path) -> None:
+    need, free = sampler.room(missing, total, suffix), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise RunError(
+            f"{path} takes up to {need / 1e9:,.2f} GB more while it is made, and {free / 1e9:,.2f} GB are free in "
+            f"{path.parent}: make room, or choose another -o"
+        )
 
 
 def _check_free(sampler: Sampler, path: Path, force: bool) -> None:
@@ -452,12 +466,20 @@ def _work(k: int, parts: str, suffix: str) -> int:
 
 
 def _in_workers(
-    model: Model, job: SampleJob, parts: Path, suffix: str, missing: list[int], workers: int, total: int, bar: Progress
+    model: Model,
+    sampler: Sampler,
+    job: SampleJob,
+    parts: Path,
+    suffix: str,
+    missing: list[int],
+    workers: int,
+    total: int,
+    bar: Progress,
 ) -> None:
     _check_workers_know(model, job)
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
-    done = total - len(missing)
+    done, made = total - len(missing), bar.start
     with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         with _without_interrupts():
             waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
@@ -465,9 +487,9 @@ def _in_workers(
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    future.result()
+                    made += sampler.amount(future.result())
                     done += 1
-                bar.advance(done)
+                bar.advance(made)
         except BrokenProcessPool as error:
             raise RunError(
                 f"a worker process ended (out of memory?); {done} of {total} blocks are whole: "

@@ -18,21 +18,18 @@ class PorousConfig(Config):
     """The two networks, the objective, and the order of training."""
 
     side: PositiveInt = Field(32, description="S, edge of the training crops in voxels: 8, 16, 32, 64, 128, ...")
-    nz: PositiveInt = Field(16, description="channels of the latent")
+    nz: PositiveInt = Field(64, description="channels of the latent")
     ngf: PositiveInt = Field(16, description="channels of the generator before its last layer")
     ndf: PositiveInt = Field(8, description="channels of the discriminator after its first layer")
     extra_layers: NonNegativeInt = Field(0, description="further layers before the generator's last one")
     discriminator_extra_layers: NonNegativeInt = Field(0, description="further layers after the discriminator's first")
     biases: bool = Field(False, description="biases in the generator's transposed convolutions")
-    field: bool = Field(
-        True, description="train on windows of the stationary field that is sampled later, not on single latents (paper)"
-    )
-    variant: Literal["smooth", "noise"] = Field(
-        "smooth", description="what weakens the discriminator: a smoothed label (Berea), or noise (Ketton, bead pack)"
+    variant: Literal["smooth", "noise", "both"] = Field(
+        "both", description="what weakens the discriminator: a smoothed label (Berea), noise (Ketton, bead pack), or both"
     )
     objective: Literal["gan", "wgan-gp"] = Field("gan", description="the paper's loss, or Wasserstein with penalty")
-    label: float = Field(0.9, gt=0, le=1, description="label of real crops in the smooth variant")
-    noise: NonNegativeFloat = Field(0.4, description="standard deviation of the noise on the discriminator's input, at first")
+    label: float = Field(0.9, gt=0, le=1, description="label of real crops (not in the variant noise)")
+    noise: NonNegativeFloat = Field(0.4, description="of the noise on the discriminator's input, at first (not in the variant smooth)")
     schedule: Literal["linear", "official64", "official128", "constant"] = Field(
         "constant", description="how that noise falls: linear is what was meant, the official ones what was run"
     )
@@ -66,8 +63,8 @@ class PorousConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.objective == "wgan-gp" and self.order == "official":
-            raise ValueError("the official order has no wgan-gp; take order = shared")
+        if self.order == "official" and (self.objective != "gan" or self.variant == "both"):
+            raise ValueError("order = official needs objective = gan and variant = smooth or noise, as published")
         return self
 
 

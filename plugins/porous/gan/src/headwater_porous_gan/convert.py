@@ -212,7 +212,7 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     trainer = {
         "side": _side(generator), "nz": generator.nz, "ngf": generator.convs[-1].in_channels,
         "extra_layers": generator.extra_layers, "biases": generator.convs[0].bias is not None,
-        "field": False, "order": "official", "noise": 0.0,
+        "variant": "smooth", "order": "official",
     }  # fmt: skip
     if "discriminator" in modules:
         convs: Any = modules["discriminator"].convs

@@ -87,35 +87,12 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=False):
             z = F.relu(norm(conv(z)), inplace=True)
-        return torch.tanh(to_volume(z, self.convs[-1].weight, self.convs[-1].bias, padding=1))
-
-    @property
-    def rim(self) -> int:
-        """How many latents along an axis an :meth:`interior` needs beyond the number of its cells."""
-        return 2 * self.halos[0] + 3
+        return torch.tanh(to_volume(z, self.convs[-1].weight, self.convs[-1].bias))
 
     @property
     def halos(self) -> list[int]:
         """What :func:`halos` says of this network."""
         return halos(self.m, self.extra_layers)
-
-    def interior(self, z: Tensor) -> Tensor:
-        """The part of ``forward(z)`` whose voxels see all latents that could reach them.
-
-        Latents (B, nz, n0, n1, n2) give (n - rim) F voxels along each axis: a window of the stationary field that an
-        infinite latent would give. In train mode batch normalisation sees that window and its halo alone.
-        """
-        have = self.halos
-        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=False)):
-            if k == 0:
-                z = F.conv3d(z, first_as_convolution(conv.weight), conv.bias)  # its backward pass is 5 times as fast
-            elif isinstance(conv, nn.ConvTranspose3d):
-                padding = 1 + 2 * have[k - 1] - have[k]
-                z = F.conv_transpose3d(z, conv.weight, conv.bias, stride=2, padding=padding)
-            else:
-                z = F.conv3d(z, conv.weight)
-            z = F.relu(norm(z), inplace=True)
-        return torch.tanh(to_volume(z, self.convs[-1].weight, self.convs[-1].bias))
 
 
 class Discriminator(nn.Module):
@@ -189,14 +166,13 @@ def interleave(eight: Tensor) -> Tensor:
     return apart.reshape(b, 1, 2 * d0, 2 * d1, 2 * d2)
 
 
-def to_volume(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
-    """The last transposed convolution (kernel 4, stride 2), three times as fast as with its one output channel.
+def to_volume(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The last transposed convolution, three times as fast as with its one output channel.
 
-    With ``padding=1`` inputs (B, c, d0, d1, d2) give the volume (B, 1, 2 d0, ...); with 0 they are one voxel of halo
-    on each side larger than what is wanted, and give (B, 1, 2 (d0 - 2), ...).
+    Inputs (B, c, d0, d1, d2) give the volume (B, 1, 2 d0, 2 d1, 2 d2).
     """
     kernel = phases(weight).flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
-    return interleave(F.conv3d(x, kernel, None if bias is None else bias.expand(8), padding=padding))[:, :, 1:-1, 1:-1, 1:-1]
+    return interleave(F.conv3d(x, kernel, None if bias is None else bias.expand(8), padding=1))[:, :, 1:-1, 1:-1, 1:-1]
 
 
 def initialise(module: nn.Module) -> None:
