@@ -113,7 +113,8 @@ def permeability(
         layers: free voxels at each end.
         sides: the four other faces: walls or periodic.
         tau: relaxation time; 0.6 to 0.65 converges soonest in rock.
-        tolerance: the flow has converged when its mean changes by less than this in 100 steps.
+        tolerance: the flow has converged when its mean changes by less than this in 100 steps, twice in a row (the
+            mean may overshoot, and stands still for a moment where it turns).
         max_steps: give up after so many.
         engine: numba where it is installed, else torch; ``device`` is that of torch.
 
@@ -133,14 +134,15 @@ def permeability(
     else:
         fluid = pores
     advance = stepper(lattice(np.ascontiguousarray(fluid), sides), tau, engine, device)
-    total, steps, before, change = 0.0, 0, 0.0, math.inf
+    total, steps, before, change, calm = 0.0, 0, 0.0, math.inf, 0
     while steps < max_steps:
         total = advance(100)
         steps += 100
         if not math.isfinite(total):
             raise NonFinite(f"the flow along axis {axis} diverged after {steps} steps (tau {tau}); try a larger tau")
         change = abs(total - before) / abs(total) if total else math.inf
-        if change < tolerance:
+        calm = calm + 1 if change < tolerance else 0
+        if calm == 2:
             break
         before = total
     else:

@@ -5,11 +5,13 @@ when they are read (:class:`Phase`), so the memory needed does not depend on the
 """
 
 import json
+import logging
 import math
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -325,7 +327,29 @@ def _raw(path: Path, reading: Reading) -> Source:
         cube = f"; a cube of edge {edge} would fit" if edge**3 * kind.itemsize == have else ""
         what = "truncated, or shape or type are wrong" if have < want else "shape or type are wrong"
         raise DataError(f"{path}: {have} bytes where {text(shape)} {kind} needs {want}: {what}{cube}")
-    return Source(path, np.memmap(path, kind, "r", shape=shape), size, facts)
+    return Source(path, Mapped(path, kind, shape), size, facts)
+
+
+class Mapped:
+    """An array stored plainly in a file.
+
+    Pages are read, other slices are mapped and let go at once, so what was read does not count as memory of the
+    process.
+    """
+
+    def __init__(self, path: Path, dtype: Any, shape: Sequence[int], offset: int = 0) -> None:
+        self.path, self.dtype, self.offset = path, np.dtype(dtype), offset
+        self.shape = tuple(shape)
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        if isinstance(where, slice) and where.step in (None, 1):
+            start, stop, _ = where.indices(self.shape[0])
+            page = math.prod(self.shape[1:])
+            place = self.offset + start * page * self.dtype.itemsize
+            pages = max(stop - start, 0)
+            found = np.fromfile(self.path, self.dtype, pages * page, offset=place)
+            return found.reshape(pages, *self.shape[1:])
+        return np.array(np.memmap(self.path, self.dtype, "r", offset=self.offset, shape=self.shape)[where])
 
 
 class _Pages:
@@ -370,11 +394,30 @@ class _Files:
         return np.concatenate(pieces)[::step] if pieces else np.empty((0, *self.shape[1:]), self.dtype)
 
 
+@contextmanager
+def _complaints(name: str) -> Iterator[list[str]]:
+    """The errors that a library only logs, kept from the screen."""
+    found: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
+
+
 def _tiff(path: Path, reading: Reading) -> Source:
     import tifffile
 
-    with tifffile.TiffFile(path) as tif:
+    with _complaints("tifffile") as complaints, tifffile.TiffFile(path) as tif:
         series = tif.series[0]
+        if complaints:  # a file that ends early just has fewer pages for tifffile
+            raise DataError(f"{path} is damaged or truncated: {complaints[0]}")
         shape = tuple(n for n in series.shape if n != 1) if len(series.shape) > 3 else tuple(series.shape)
         if len(shape) == 2:
             shape = (1, *shape)
@@ -388,7 +431,7 @@ def _tiff(path: Path, reading: Reading) -> Source:
             if path.stat().st_size < need:
                 raise DataError(f"{path} is truncated: {path.stat().st_size} bytes where {need} are needed")
             dtype = np.dtype(series.dtype).newbyteorder(tif.byteorder)
-            array: Any = np.memmap(path, dtype, "r", offset=series.dataoffset, shape=shape)
+            array: Any = Mapped(path, dtype, shape, series.dataoffset)
         else:
             array = _Pages(path, shape, np.dtype(series.dtype))
             array[shape[0] - 1 :]  # a truncated file fails here, and not in the middle of the work
@@ -580,7 +623,7 @@ def _vti(path: Path, reading: Reading) -> Source:
         raise DataError(f"{path} is truncated: {path.stat().st_size} bytes where {need} are needed")
     note = image.find("FieldData/DataArray[@Name='headwater']")
     facts = _facts("".join(chr(int(v)) for v in (note.text or "").split()).rstrip("\0")) if note is not None else {}
-    return Source(path, np.memmap(path, kind, "r", offset=offset, shape=tuple(counts)), None, facts)
+    return Source(path, Mapped(path, kind, counts, offset), None, facts)
 
 
 def _meta(path: Path, reading: Reading) -> Source:
@@ -615,13 +658,16 @@ def _meta(path: Path, reading: Reading) -> Source:
     need = offset + math.prod(shape) * kind.itemsize
     if where.stat().st_size < need:
         raise DataError(f"{where} is truncated: {where.stat().st_size} bytes where {need} are needed")
-    return Source(path, np.memmap(where, kind, "r", offset=offset, shape=shape), None, _facts(fields.get("Comment")))
+    return Source(path, Mapped(where, kind, shape, offset), None, _facts(fields.get("Comment")))
 
 
 def _npy(path: Path, reading: Reading) -> Source:
     side = path.with_name(path.name + ".json")
     facts = _facts(side.read_text(encoding="utf-8")) if side.exists() else {}
-    return Source(path, np.load(path, mmap_mode="r", allow_pickle=False), None, facts)
+    stored: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    if stored.flags.c_contiguous:
+        stored = Mapped(path, stored.dtype, stored.shape, stored.offset)
+    return Source(path, stored, None, facts)
 
 
 def _npz(path: Path, reading: Reading) -> Source:
