@@ -1,5 +1,7 @@
 """From the generator's values in (-1, 1) to two phases: threshold at 0, or the published median filter and Otsu."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,9 +20,12 @@ def paper(y: np.ndarray) -> np.ndarray:
     return (filtered >= _level(filtered)).astype(np.uint8)
 
 
-def otsu_level(y: np.ndarray) -> int:
-    """The smallest stored value (0..255) that counts as grain by Otsu's threshold after the 3^3 median."""
-    return _level(_filtered(y))
+def otsu_level(y: np.ndarray, kept: Sequence[slice] = ()) -> int:
+    """The smallest stored value (0..255) that counts as grain by Otsu's threshold after the 3^3 median.
+
+    ``kept`` is the part that is not cut off between the two.
+    """
+    return _level(_filtered(y)[tuple(kept)])
 
 
 def _filtered(y: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ from headwater import DataError, Sampler, UsageError, seeding
 from headwater_porous_gan.config import PorousSamplerConfig
 from headwater_porous_gan.latents import Latents
 from headwater_porous_gan.networks import Generator
-from headwater_porous_gan.postprocess import majority, reaches
+from headwater_porous_gan.postprocess import majority, otsu_level, reaches
 from headwater_porous_gan.selection import Best, pilot_latents, pilot_level
-from headwater_porous_gan.tiling import Folded, Statistics, boxes, running_statistics, statistics
+from headwater_porous_gan.tiling import Folded, running_statistics, statistics
 from headwater_porous_gan.volume import Shape, Volume
 
 __all__ = ["PorousSampler"]
@@ -74,7 +74,7 @@ class PorousSampler(Sampler):
             self.period = tuple(n // self.factor for n in shape)  # type: ignore[assignment]
         if config.latent == "torch" and config.origin != (0, 0, 0):
             raise UsageError("sampler.origin: with sampler.latent = torch nothing is known beside the volume")
-        self._realisation: tuple[tuple[int, int], Latents, Folded] | None = None
+        self._realisation: tuple[tuple[int, int], Latents, Folded, int | None] | None = None
 
     def _whole(self, n: int) -> int:
         """The smallest number of voxels that is whole cells and not below ``n``."""
@@ -117,7 +117,7 @@ class PorousSampler(Sampler):
     # Computing
 
     def _computed(self, number: int, low: Shape, high: Shape) -> np.ndarray:
-        latents, folded = self._field(number)
+        latents, folded, own = self._field(number)
         factor = self.factor
         a = [s + v for s, v in zip(self.shift, low, strict=True)]
         b = [s + v for s, v in zip(self.shift, high, strict=True)]
@@ -128,7 +128,7 @@ class PorousSampler(Sampler):
             found = folded.tile(latents, first, last, lambda y: (y > 0).to(torch.uint8))
             halo = 0
         else:
-            level = self._level
+            level = self._level if own is None else own
             found = folded.tile(latents, first, last, lambda y: reaches(y, level))
             halo = 1
         for axis in range(3):
@@ -140,15 +140,18 @@ class PorousSampler(Sampler):
         phase: np.ndarray = (majority(found) if halo else found).cpu().numpy()
         return phase
 
-    def _field(self, number: int) -> tuple[Latents, Folded]:
-        """The latents and the folded generator of a realisation."""
+    def _field(self, number: int) -> tuple[Latents, Folded, int | None]:
+        """The latents and the folded generator of a realisation; with ``bn = batch`` its own level as well."""
         key = (self.seed, number)
         if self._realisation is None or self._realisation[0] != key:
             latents = self._latents(number)
-            folded = self._frozen if self.config.bn != "batch" else Folded(
-                self.generator, self._own_statistics(latents), self.dtype
-            )  # fmt: skip
-            self._realisation = key, latents, folded
+            if self.config.bn == "batch":
+                low, high = self._cells()
+                folded = Folded(self.generator, statistics(self.generator, latents, low, high), self.dtype)
+                level = self._own_level(latents, folded) if self.config.postprocess == "paper" else None
+                self._realisation = key, latents, folded, level
+            else:
+                self._realisation = key, latents, self._frozen, None
         return self._realisation[1:]
 
     def _latents(self, number: int) -> Latents:
@@ -170,16 +173,21 @@ class PorousSampler(Sampler):
             generator.nz, extent=self.extent, period=self.period, table=table, offset=offset, device=device, dtype=dtype
         )
 
-    def _own_statistics(self, latents: Latents) -> Statistics:
-        """Statistics over the whole volume, what the published sampler normalises by."""
+    def _cells(self) -> tuple[Shape, Shape]:
+        """The cells of the whole volume, margins included: what the published sampler normalises over."""
         if self.extent is not None:
-            low, high = (0, 0, 0), tuple(n + 3 for n in self.extent)
-        else:
-            low = tuple(v // self.factor for v in self.shift)  # type: ignore[assignment]
-            high = tuple(
-                -(-(v + n) // self.factor) for v, n in zip(self.shift, self.config.shape, strict=True)
-            )
-        return statistics(self.generator, latents, low, high)  # type: ignore[arg-type]
+            a, b, c = (n + 3 for n in self.extent)
+            return (0, 0, 0), (a, b, c)
+        low: Any = tuple(v // self.factor for v in self.shift)
+        high: Any = tuple(-(-(v + n) // self.factor) for v, n in zip(self.shift, self.config.shape, strict=True))
+        return low, high
+
+    def _own_level(self, latents: Latents, folded: Folded) -> int:
+        """Otsu's level of the volume itself, which is made in one piece for that, as published."""
+        low, high = self._cells()
+        y = folded.tile(latents, low, high)[1:-1, 1:-1, 1:-1].cpu().numpy()
+        corner = [s - a * self.factor for s, a in zip(self.shift, low, strict=True)]
+        return otsu_level(y, [slice(c, c + n) for c, n in zip(corner, self.config.shape, strict=True)])
 
     @cached_property
     def _frozen(self) -> Folded:
@@ -196,11 +204,8 @@ class PorousSampler(Sampler):
     @cached_property
     def _level(self) -> int:
         """Otsu's level, of the pilot volume: that of the whole would be known only when all tiles are."""
-        if self.config.bn == "batch":
-            _, latents, folded = self._realisation  # type: ignore[misc]
-        else:
-            latents, folded = pilot_latents(self.generator, self.place.device), self._frozen
-        return pilot_level(folded, latents, self.config.pilot)
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return pilot_level(self._frozen, pilot_latents(self.generator, self.place.device, dtype), self.config.pilot)
 
     # Going on with a file
 
