@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Literal, Self
 
 from headwater import Config
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from headwater_porous_gan.networks import levels
 
@@ -25,11 +33,14 @@ class PorousConfig(Config):
     discriminator_extra_layers: NonNegativeInt = Field(0, description="further layers after the discriminator's first")
     biases: bool = Field(False, description="biases in the generator's transposed convolutions")
     variant: Literal["smooth", "noise", "both"] = Field(
-        "both", description="what weakens the discriminator: a smoothed label (Berea), noise (Ketton, bead pack), or both"
+        "both",
+        description="what weakens the discriminator: a smoothed label (Berea), noise (Ketton, bead pack), or both",
     )
     objective: Literal["gan", "wgan-gp"] = Field("gan", description="the paper's loss, or Wasserstein with penalty")
     label: float = Field(0.9, gt=0, le=1, description="label of real crops (not in the variant noise)")
-    noise: NonNegativeFloat = Field(0.4, description="of the noise on the discriminator's input, at first (not in the variant smooth)")
+    noise: NonNegativeFloat = Field(
+        0.4, description="of the noise on the discriminator's input, at first (not in the variant smooth)"
+    )
     schedule: Literal["linear", "official64", "official128", "constant"] = Field(
         "constant", description="how that noise falls: linear is what was meant, the official ones what was run"
     )
@@ -72,7 +83,9 @@ class PorousSamplerConfig(Config):
     """What volume is made of the trained field, and how."""
 
     shape: Size = Field((128, 128, 128), description="voxels along each axis")
-    origin: Place = Field((0, 0, 0), description="voxel of the field at which the volume begins, for going on beside another")
+    origin: Place = Field(
+        (0, 0, 0), description="voxel of the field at which the volume begins, for going on beside another"
+    )
     periodic: bool = Field(False, description="opposite faces fit together; the shape must then be whole cells")
     extend: Path | None = Field(
         None, description="a volume of the same field, whose tiles are taken over instead of being computed again"
@@ -82,7 +95,8 @@ class PorousSamplerConfig(Config):
     )
     weights: Literal["best", "last"] = Field("best", description="those of the best validation, or of the last step")
     bn: Literal["global", "running", "batch"] = Field(
-        "global", description="batch-norm statistics: of a pilot volume, of training, or of the volume itself (official)"
+        "global",
+        description="batch-norm statistics: of a pilot volume, of training, or of the volume itself (official)",
     )
     pilot: PositiveInt = Field(12, description="edge of the pilot volume in cells")
     margin: Literal["stationary", "paper", "none"] = Field(
@@ -91,6 +105,8 @@ class PorousSamplerConfig(Config):
     latent: Literal["indexed", "torch"] = Field(
         "indexed", description="numbers by place, or drawn at once as the published code does (small volumes)"
     )
-    postprocess: Literal["none", "paper"] = Field("none", description="threshold at 0, or median of 3^3 and Otsu (paper)")
+    postprocess: Literal["none", "paper"] = Field(
+        "none", description="threshold at 0, or median of 3^3 and Otsu (paper)"
+    )
     precision: Literal["float32", "bfloat16", "float64"] = Field("float32", description="of the computation")
     block_size: Literal[1] = Field(1, description="a block is one tile")

@@ -71,7 +71,9 @@ class _Layers:
         self.left = set(self.state)
         numbers = sorted({int(key.split(".")[1]) for key in self.state if self._is_convolution(key)})
         if numbers != list(range(0, 3 * len(numbers), 3)) or len(numbers) < 3:
-            odd = next((f"main.{n}.weight" for i, n in enumerate(numbers) if n != 3 * i), f"{len(numbers)} convolutions")
+            odd = next(
+                (f"main.{n}.weight" for i, n in enumerate(numbers) if n != 3 * i), f"{len(numbers)} convolutions"
+            )
             raise DataError(f"the {name}'s convolutions are main.0, main.3, main.6, ...; this one has {odd}")
         self.weights = [self.take(f"main.{n}.weight") for n in numbers]
         self.normed = range(len(numbers) - 1) if name == "generator" else range(1, len(numbers) - 1)

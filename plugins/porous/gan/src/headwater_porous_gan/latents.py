@@ -89,9 +89,7 @@ class Latents:
 
     def _of_table(self, places: list[Tensor]) -> Tensor:
         assert self.table is not None
-        i, j, k = (
-            (place - self.offset).clamp(0, n - 1) for place, n in zip(places, self.table.shape[1:], strict=True)
-        )
+        i, j, k = ((place - self.offset).clamp(0, n - 1) for place, n in zip(places, self.table.shape[1:], strict=True))
         return self.table[:, i][:, :, j][:, :, :, k]
 
     def _of_counters(self, places: list[Tensor]) -> Tensor:

@@ -237,7 +237,9 @@ class PorousSampler(Sampler):
         path = self.config.extend
         assert path is not None
         if self.config.margin != "stationary" or self.config.periodic or self.config.bn == "batch":
-            raise UsageError("sampler.extend needs a field without end: margin = stationary, not periodic, bn not batch")
+            raise UsageError(
+                "sampler.extend needs a field without end: margin = stationary, not periodic, bn not batch"
+            )
         if self.config.latent == "torch":
             raise UsageError("sampler.extend needs sampler.latent = indexed: a new table of numbers is another field")
         if not path.exists():

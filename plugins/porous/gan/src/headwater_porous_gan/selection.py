@@ -114,7 +114,9 @@ class Best(nn.Module):
         return True
 
 
-def judge(generator: Generator, real: Mapping[str, Any], cells: int, postprocess: str) -> tuple[dict[str, float], Statistics]:
+def judge(
+    generator: Generator, real: Mapping[str, Any], cells: int, postprocess: str
+) -> tuple[dict[str, float], Statistics]:
     """Errors of a volume of ``cells``^3 by ``generator`` under the statistics of that volume, and these."""
     latents = pilot_latents(generator, next(generator.parameters()).device)
     low, high = (0, 0, 0), (cells, cells, cells)

@@ -203,4 +203,3 @@ def statistics(generator: Generator, latents: Latents, low: Cells, high: Cells, 
         mean = torch.as_tensor(total) / count
         found.append((mean, (torch.as_tensor(squares) / count - mean.square()).clamp_min(0)))
     return found
-

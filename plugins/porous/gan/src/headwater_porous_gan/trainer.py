@@ -109,9 +109,7 @@ class PorousTrainer(Trainer):
     def draw(self, k: int, generator: torch.Generator) -> dict[str, Any]:
         config = self.config
         real, latents = self.draws
-        crops = crop(
-            self.phase, config.side, real * config.batch_size, config.stride, self.task.isotropic, generator
-        )
+        crops = crop(self.phase, config.side, real * config.batch_size, config.stride, self.task.isotropic, generator)
         noise = 0.0
         if config.variant != "smooth":
             noise = noise_level(1 + k // config.epoch_steps, config.noise, config.schedule, config.epochs)
