@@ -32,9 +32,8 @@ def measure(phases: list[np.ndarray]) -> dict[str, Any]:
     rows, curves = [], []
     for phase in phases:
         found = minkowski(phase)
-        rows.append(
-            (1 - phase.mean(), found.surface / found.cells, found.faces / phase.size, found.euler6 / found.cells)
-        )
+        surface, euler = found.surface / found.cells, found.euler6 / found.cells
+        rows.append((1 - phase.mean(), surface, found.faces / phase.size, euler))
         curves.append(correlation.s2_mean(correlation.s2_directional(phase, LAGS)))
     mean, spread = np.mean(rows, 0), np.std(rows, 0)
     return {

@@ -72,9 +72,9 @@ def swap(key, value):
     ],
 )
 def test_what_is_not_understood_is_refused_by_its_key(tmp_path, change, said):
+    paths = saved(tmp_path, Generator(16, 5, 6), change=change)
     with pytest.raises(DataError, match=said) as error:
-        state, _ = read_official(saved(tmp_path, Generator(16, 5, 6), change=change))
-        from_official(state)
+        from_official(read_official(paths)[0])
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -178,7 +178,10 @@ def test_the_best_weights_are_kept_whatever_came_last():
     best = Best(Generator(8, 2, 2))
     stats = [(torch.zeros(2), torch.ones(2))]
     assert not best.found
-    taken = [best.consider(g, stats, s, k, True) for k, (g, s) in enumerate(zip(generators, (3.0, 1.0, 2.0, 1.0)))]
+    taken = [
+        best.consider(g, stats, s, k, True)
+        for k, (g, s) in enumerate(zip(generators, (3.0, 1.0, 2.0, 1.0), strict=True))
+    ]
     assert taken == [True, True, False, False]
     assert int(best.step) == 1
     assert torch.equal(best.generator.convs[0].weight, generators[1].convs[0].weight)

@@ -1,6 +1,6 @@
-"""Latents that are addressed, not drawn in turn: what a cell holds depends on the seed, the channel and its place alone.
+"""Latents that are addressed, not drawn in turn: what a cell holds depends on seed, channel and place alone.
 
-So any tile of a volume can be made by itself, in any order and in parallel, and a finished volume can be extended later.
+So any tile can be made by itself, in any order and in parallel, and a finished volume can be extended later.
 The random words are those of Philox4x32-10 (Salmon et al., SC 2011), the counter being the cell's place and a group of
 four channels; Box and Muller's transform makes them normal.
 """
@@ -50,8 +50,8 @@ class Latents:
     Args:
         channels: nz.
         key: 64-bit key of the field.
-        extent: number of cells along each axis, counted from 0, beyond which there is nothing (zeros); without, the field
-            has no end.
+        extent: number of cells along each axis, counted from 0, beyond which there is nothing (zeros); without, the
+            field has no end.
         period: number of cells along each axis after which the field repeats itself.
         table: (nz, n0, n1, n2) numbers drawn before; they then stand for the random ones, ``extent`` being their shape.
         offset: cell at which the table begins.

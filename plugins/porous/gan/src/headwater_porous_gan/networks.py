@@ -4,6 +4,9 @@ The generator takes a latent of any size, so a larger latent gives a larger volu
 layer; the layers after it double the resolution m times, so a cell covers F = 2^m voxels along each axis.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +79,7 @@ class Generator(nn.Module):
         self.factor = 1 << self.m
         widths = [ngf << k for k in reversed(range(self.m))]
         self.convs = nn.ModuleList([nn.ConvTranspose3d(nz, widths[0], 4, bias=biases)])
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             self.convs.append(nn.ConvTranspose3d(wide, narrow, 4, 2, 1, bias=biases))
         for _ in range(extra_layers):
             self.convs.append(nn.Conv3d(ngf, ngf, 3, 1, 1, bias=False))
@@ -89,7 +92,8 @@ class Generator(nn.Module):
 
     def quick(self, z: Tensor) -> Tensor:
         """``forward(z)`` but for the last bits, in less time: the last layer runs on the resolution of its input."""
-        return torch.tanh(to_volume(self._hidden(z), self.convs[-1].weight, self.convs[-1].bias))
+        last: Any = self.convs[-1]
+        return torch.tanh(to_volume(self._hidden(z), last.weight, last.bias))
 
     def _hidden(self, z: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=False):
@@ -137,7 +141,8 @@ class Discriminator(nn.Module):
             self.convs.append(nn.Conv3d(width, 2 * width, 4, 2, 1, bias=False))
             width *= 2
         self.convs.append(nn.Conv3d(width, 1, 4, bias=False))
-        widths = [conv.out_channels for conv in self.convs[1:-1]]
+        hidden: Any = self.convs[1:-1]
+        widths = [conv.out_channels for conv in hidden]
         self.norms = nn.ModuleList([nn.BatchNorm3d(w) if norm else nn.Identity() for w in widths])
         self.dropout = nn.Dropout3d(dropout) if dropout_of == "channels" else nn.Dropout(dropout)
         initialise(self)

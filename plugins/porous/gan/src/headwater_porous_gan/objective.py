@@ -31,7 +31,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """E D(G(z)) - E D(x): minus the critic's estimate of the Wasserstein distance (its generator minimises -E D(G(z)))."""
+    """E D(G(z)) - E D(x): minus the critic's estimate of the Wasserstein distance; G minimises -E D(G(z))."""
     return fake.mean() - real.mean()
 
 

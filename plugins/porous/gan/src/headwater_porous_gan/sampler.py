@@ -1,7 +1,6 @@
 """Volumes of any size, tile by tile: block k is tile k % tiles of realisation k // tiles."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
@@ -50,7 +49,8 @@ class PorousSampler(Sampler):
             raise UsageError(
                 f"sampler.tile = {config.tile} is no multiple of the {self.factor} voxels of a cell of this generator"
             )
-        self.tile: Shape = tuple(min(side, self._whole(n)) for n in shape)  # type: ignore[assignment]
+        tile: Any = tuple(min(side, self._whole(n)) for n in shape)
+        self.tile: Shape = tile
         self.grid = [-(-n // t) for n, t in zip(shape, self.tile, strict=True)]
         self.tiles = self.grid[0] * self.grid[1] * self.grid[2]
         margin = {"stationary": None, "paper": PAPER_MARGIN, "none": 0}[config.margin]
@@ -58,10 +58,13 @@ class PorousSampler(Sampler):
         self.shift: Sequence[int] = config.origin
         if margin is not None:
             if config.origin != (0, 0, 0):
-                raise UsageError(f"sampler.origin: a volume with sampler.margin = {config.margin} ends, so it has none")
-            self.extent = tuple(-(-(n + 2 * margin) // self.factor) - 3 for n in shape)  # type: ignore[assignment]
+                raise UsageError(
+                    f"sampler.origin: with sampler.margin = {config.margin} the volume has an end, and no origin"
+                )
+            extent: Any = tuple(-(-(n + 2 * margin) // self.factor) - 3 for n in shape)
+            self.extent = extent
             self.shift = (margin,) * 3
-            if min(self.extent) < 1:
+            if min(extent) < 1:
                 raise UsageError(
                     f"sampler.shape = {list(shape)}: one latent makes {4 * self.factor} voxels, and {2 * margin} are cut"
                 )
@@ -69,9 +72,10 @@ class PorousSampler(Sampler):
         if config.periodic:
             if margin is not None or any(n % self.factor for n in shape):
                 raise UsageError(
-                    f"sampler.periodic needs sampler.margin = stationary and a shape of whole cells of {self.factor} voxels"
+                    f"sampler.periodic needs margin = stationary and a shape of whole cells of {self.factor} voxels"
                 )
-            self.period = tuple(n // self.factor for n in shape)  # type: ignore[assignment]
+            period: Any = tuple(n // self.factor for n in shape)
+            self.period = period
         if config.latent == "torch" and config.origin != (0, 0, 0):
             raise UsageError("sampler.origin: with sampler.latent = torch nothing is known beside the volume")
         self._realisation: tuple[tuple[int, int], Latents, Folded, int | None] | None = None
@@ -244,7 +248,7 @@ class PorousSampler(Sampler):
             raise UsageError("sampler.extend needs sampler.latent = indexed: a new table of numbers is another field")
         if not path.exists():
             raise DataError(f"sampler.extend: {path} does not exist")
-        found = []
+        found: list[tuple[Volume, Sequence[int]]] = []
         for volume in self.task.read(path):
             for name, value in self._provenance.items():
                 if name not in ("origin", "extends") and volume.provenance.get(name) != value:

@@ -29,7 +29,7 @@ def pilot_latents(generator: Generator, device: torch.device, dtype: torch.dtype
 
 
 def pilot_level(folded: Folded, latents: Latents, cells: int) -> int:
-    """Otsu's level of the pilot volume, of which 128 voxels along each axis are enough."""
+    """Otsu's level of the pilot volume, 128 voxels along each axis at most."""
     edge = min(cells, max(1, 128 // folded.factor))
     return otsu_level(folded.tile(latents, (0, 0, 0), (edge, edge, edge)).cpu().numpy())
 
@@ -82,7 +82,8 @@ class Best(nn.Module):
         self.register_buffer("score", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("step", torch.tensor(-1))
         self.register_buffer("regular", torch.tensor(False))
-        for i, norm in enumerate(generator.norms):
+        norms: Any = generator.norms
+        for i, norm in enumerate(norms):
             self.register_buffer(f"mean_{i}", torch.zeros(norm.num_features, dtype=torch.float64))
             self.register_buffer(f"variance_{i}", torch.ones(norm.num_features, dtype=torch.float64))
 

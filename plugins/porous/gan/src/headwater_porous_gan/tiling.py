@@ -7,6 +7,7 @@ padding of the published network makes it. A tile then holds what the whole volu
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,8 @@ def boxes(low: Sequence[int], high: Sequence[int], step: Sequence[int]) -> Itera
 
 def running_statistics(generator: Generator) -> Statistics:
     """The running statistics in the generator's buffers."""
-    return [(norm.running_mean, norm.running_var) for norm in generator.norms]
+    norms: Any = generator.norms
+    return [(norm.running_mean, norm.running_var) for norm in norms]
 
 
 class Folded:
@@ -52,7 +54,8 @@ class Folded:
         self.m, self.halos, self.dtype = generator.m, generator.halos, dtype
         self.weights: list[list[Tensor]] = []
         self.biases: list[Tensor | None] = []
-        for k, conv in enumerate(generator.convs):
+        convs: Any = generator.convs
+        for k, conv in enumerate(convs):
             weight, bias = conv.weight.detach(), conv.bias
             if k < len(statistics):
                 weight, bias = _folded(weight, bias, generator.norms[k], statistics[k], isinstance(conv, nn.Conv3d))
@@ -175,7 +178,7 @@ def _cells(latents: Latents) -> Cells | None:
 
 
 def _folded(
-    weight: Tensor, bias: Tensor | None, norm: nn.Module, found: tuple[Tensor, Tensor], plain: bool
+    weight: Tensor, bias: Tensor | None, norm: Any, found: tuple[Tensor, Tensor], plain: bool
 ) -> tuple[Tensor, Tensor]:
     """Weights and bias of a convolution followed by ``norm`` under fixed statistics, computed in float64."""
     mean, variance = (s.double() for s in found)
@@ -194,12 +197,12 @@ def statistics(generator: Generator, latents: Latents, low: Cells, high: Cells, 
     found: Statistics = []
     for k in range(len(generator.norms)):
         front = Folded(generator, found, latents.dtype)
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for a, b in boxes(low, high, (step,) * 3):
             x = front.raw(latents, a, b, k).double()
             count += x[0, 0].numel()
             total = total + x.sum((0, 2, 3, 4))
             squares = squares + x.square().sum((0, 2, 3, 4))
-        mean = torch.as_tensor(total) / count
-        found.append((mean, (torch.as_tensor(squares) / count - mean.square()).clamp_min(0)))
+        mean = total / count
+        found.append((mean, (squares / count - mean.square()).clamp_min(0)))
     return found

@@ -45,7 +45,7 @@ def crop(phase: np.ndarray, side: int, n: int, stride: int | None, turned: bool,
     for i, (a, b, c) in enumerate(starts):
         cut = np.asarray(phase[a : a + side, b : b + side, c : c + side])
         if orders is not None and mirrors is not None:
-            cut = np.flip(cut.transpose(orders[i]), [axis for axis in range(3) if mirrors[i][axis]])
+            cut = np.flip(cut.transpose(orders[i]), tuple(axis for axis in range(3) if mirrors[i][axis]))
         crops[i, 0] = cut
     return torch.from_numpy(crops)
 
