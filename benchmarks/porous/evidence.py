@@ -37,7 +37,8 @@ def measure(phases: list[np.ndarray]) -> dict[str, Any]:
         curves.append(correlation.s2_mean(correlation.s2_directional(phase, LAGS)))
     mean, spread = np.mean(rows, 0), np.std(rows, 0)
     return {
-        "mean": dict(zip(FIELDS, map(float, mean), strict=True)), "std": dict(zip(FIELDS, map(float, spread), strict=True)),
+        "mean": dict(zip(FIELDS, map(float, mean), strict=True)),
+        "std": dict(zip(FIELDS, map(float, spread), strict=True)),
         "s2": [float(v) for v in np.mean(curves, 0)],
     }  # fmt: skip
 

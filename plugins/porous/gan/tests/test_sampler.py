@@ -116,7 +116,7 @@ def test_the_published_way(model, margin):
                 "postprocess": "paper",
                 "tile": 8,
             }
-        }  # fmt: skip
+        }
     )
     n = [(s + 2 * cut) // 4 - 3 for s in shape]
     z = torch.randn(1, generator.nz, *n, generator=torch.Generator().manual_seed(7))

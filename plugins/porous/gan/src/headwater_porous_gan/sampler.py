@@ -66,7 +66,7 @@ class PorousSampler(Sampler):
             self.shift = (margin,) * 3
             if min(extent) < 1:
                 raise UsageError(
-                    f"sampler.shape = {list(shape)}: one latent makes {4 * self.factor} voxels, and {2 * margin} are cut"
+                    f"sampler.shape = {list(shape)}: one latent makes {4 * self.factor} voxels, {2 * margin} are cut"
                 )
         self.period: Shape | None = None
         if config.periodic:

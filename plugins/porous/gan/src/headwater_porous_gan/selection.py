@@ -35,7 +35,7 @@ def pilot_level(folded: Folded, latents: Latents, cells: int) -> int:
 
 
 def make(folded: Folded, latents: Latents, low: Any, high: Any, level: int | None) -> Tensor:
-    """The phase (uint8, 1 grain) of the cells [low, high); by the published post-processing where ``level`` is given."""
+    """The phase (uint8, 1 grain) of the cells [low, high); post-processed as published where ``level`` is given."""
     if level is None:
         return folded.tile(latents, low, high, lambda y: (y > 0).to(torch.uint8))[1:-1, 1:-1, 1:-1]
     return majority(folded.tile(latents, low, high, lambda y: reaches(y, level)))
