@@ -390,6 +390,26 @@ def test_ketton_halved_has_the_porosity_of_the_experiment():
     assert formats.porosity_of(found) == pytest.approx(0.116, abs=0.001)
 
 
+def test_pages_of_a_file_with_chunks_are_decoded_once():
+    class Counted:
+        shape, reads = SHAPE, 0
+
+        def __getitem__(self, where):
+            self.reads += 1
+            return noise()[where] * 255
+
+    stored = Counted()
+    phase = formats.Phase(stored, 0, STEP)
+    for z in range(SHAPE[0]):
+        assert (phase[z : z + 1] == noise()[z : z + 1]).all()
+    assert stored.reads == 3
+    assert (phase[5:18] == noise()[5:18]).all()
+    assert (phase[6:9, 2:5] == noise()[6:9, 2:5]).all()
+    assert (phase[:, 3, ::2] == noise()[:, 3, ::2]).all()
+    assert (phase[-3] == noise()[-3]).all()
+    assert phase[4:4].shape == (0, *SHAPE[1:])
+
+
 def test_a_large_volume_stays_in_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "IN_MEMORY", 1000)
     np.save(tmp_path / "rock.npy", noise() * 255)
