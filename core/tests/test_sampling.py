@@ -216,6 +216,48 @@ def test_a_job_that_could_not_be_joined_goes_on_without_computing_anything(model
     assert computed == []
 
 
+def test_files_that_belong_to_the_output_go_with_it(model, tmp_path, monkeypatch):
+    def beside(self, path):
+        return (path.with_name(path.name + ".note"),)
+
+    def join(self, parts, path, plain=Numbers.join):
+        beside(self, path)[0].write_text(f"{len(parts)} parts")
+        plain(self, parts, path)
+
+    monkeypatch.setattr(Numbers, "companions", beside)
+    monkeypatch.setattr(Numbers, "join", join)
+    model.sample_to(tmp_path / "a.jsonl", 5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.note"]
+    assert (tmp_path / "a.jsonl.note").read_text().endswith("parts")
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(RunError, match=r"a\.jsonl\.note exists"):
+        model.sample_to(tmp_path / "a.jsonl", 5)
+    model.sample_to(tmp_path / "a.jsonl", 5, force=True)
+
+    def full(self, parts, path):
+        join(self, parts, path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Numbers, "join", full)
+    with pytest.raises(RunError, match="No space left"):
+        model.sample_to(tmp_path / "b.jsonl", 5)
+    assert not list((tmp_path / "b.jsonl.parts").glob("*note"))  # half-written files take no room
+
+
+def test_samples_read_back_for_metrics_may_stay_in_their_file(model, monkeypatch):
+    class Lazy:
+        def __init__(self, path):
+            self.path = path
+
+        def mean(self):
+            return torch.tensor([float(v) for v in numbers(self.path)]).mean()
+
+    block = ToySampler.block
+    monkeypatch.setattr(ToySampler, "block", lambda self, *a: tuple(block(self, *a)))
+    monkeypatch.setattr(Numbers, "read", lambda self, path: Lazy(path))
+    assert model.evaluate(5)["mean"] == model.evaluate(5)["mean"]
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"n": 9}, {"condition": {"scale": 3.0}}])
 def test_the_parts_of_another_job_are_refused(model, tmp_path, monkeypatch, other):
     stop_at_second_block(monkeypatch)

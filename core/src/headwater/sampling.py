@@ -196,18 +196,26 @@ class Model:
         """The task's metrics of ``n`` fresh samples (as many as one block without)."""
         made = self.sampler()
         blocks = list(self.sample(n or made.block_size, seed=seed))
-        scores: dict[str, float] = self.task.metrics(_together(made, blocks))
+        with _together(made, blocks) as samples:
+            scores: dict[str, float] = self.task.metrics(samples)
         return scores
 
 
-def _together(sampler: Sampler, blocks: list[Any]) -> Any:
-    """The samples of all blocks as one; those of an unknown form are written and read back."""
+@contextmanager
+def _together(sampler: Sampler, blocks: list[Any]) -> Iterator[Any]:
+    """The samples of all blocks as one; those of an unknown form are written and read back.
+
+    What a reader leaves in its file until it is used (a memory map) stays there within the context.
+    """
     if len(blocks) == 1:
-        return blocks[0]
+        yield blocks[0]
+        return
     if all(isinstance(block, torch.Tensor) for block in blocks):
-        return torch.cat(blocks)
+        yield torch.cat(blocks)
+        return
     if all(isinstance(block, list) for block in blocks):
-        return [sample for block in blocks for sample in block]
+        yield [sample for block in blocks for sample in block]
+        return
     writer, suffix = sampler.writer, sampler.writer.suffixes[0]
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder) / f"{k:07d}{suffix}" for k in range(len(blocks))]
@@ -216,7 +224,7 @@ def _together(sampler: Sampler, blocks: list[Any]) -> Any:
         whole = Path(folder) / f"whole{suffix}"
         writer.join(parts, whole)
         writer.finish(whole)
-        return writer.read(whole)
+        yield writer.read(whole)
 
 
 def _items(operation: Operation, source: Path) -> Any:

@@ -115,7 +115,8 @@ def test_a_plane_has_its_area():
 
 
 def test_weights_of_the_directions_share_the_sphere():
-    assert 3 * C1 + 6 * C2 + 4 * C3 == pytest.approx(1, abs=1e-8)
+    total = 3 * C1 + 6 * C2 + 4 * C3
+    assert total == pytest.approx(1, abs=1e-8)
 
 
 def test_faces_are_unlike_neighbours():

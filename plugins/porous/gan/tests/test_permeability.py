@@ -153,7 +153,7 @@ def test_a_flow_that_does_not_settle_is_refused():
 
 
 def test_an_impossible_relaxation_time_is_refused():
-    with pytest.raises(UsageError, match="above 0.5"):
+    with pytest.raises(UsageError, match=r"above 0\.5"):
         permeability(duct(4), 0, tau=0.5)
 
 

@@ -25,6 +25,9 @@ __all__ = [
 BLOCK = 1 << 24
 """Voxels that are held at a time."""
 
+BITS = 1 << 28
+"""Bytes of packed lines along axis 0 that are held at a time: as many times as they fill, the volume is read."""
+
 CACHE = 1 << 15
 """64-bit words (256 KB) that one pass over all lags works on: they stay in the second-level cache."""
 
@@ -35,7 +38,8 @@ def s2_directional(phase: Any, lags: int | None = None) -> list[np.ndarray]:
         S2_a(r) = sum over x of I(x) I(x + r e_a) / number of such pairs in the volume,    r = 0..lags
 
     with I = 1 in pores. Lines are packed to bits and products counted with AND and population count, so the sums are
-    exact integers. Memory: about 2^24 voxels as bytes and the same again as bits, whatever the volume.
+    exact integers. Memory: about 2^24 voxels as bytes, and at most 512 MB of bits for the lines along axis 0, which
+    run through all pages (a volume of 2048^3 is read four times for them).
 
     Args:
         phase: uint8 (d0, d1, d2), 0 pore and 1 grain.
@@ -57,23 +61,36 @@ def s2_directional(phase: Any, lags: int | None = None) -> list[np.ndarray]:
 
 
 def _line_blocks(phase: Any, axis: int) -> Iterator[np.ndarray]:
-    """Blocks of whole lines along ``axis``, each as pores (n, lines)."""
-    across = 1 if axis == 0 else 0
-    step = max(1, BLOCK * phase.shape[across] // math.prod(phase.shape))
-    for start in range(0, phase.shape[across], step):
-        where = [slice(None)] * 3
-        where[across] = slice(start, start + step)
-        block = np.asarray(phase[tuple(where)])
-        yield np.moveaxis(block, axis, 0).reshape(block.shape[axis], -1) == 0
+    """Blocks of whole lines along ``axis``, each as pores packed to bits: uint64 (n, words)."""
+    d0, d1, d2 = phase.shape
+    if axis > 0:
+        step = max(1, BLOCK // (d1 * d2))
+        for start in range(0, d0, step):
+            block = np.moveaxis(np.asarray(phase[start : start + step]), axis, 0)
+            yield _packed(block.reshape(block.shape[0], -1) == 0).view(np.uint64)
+        return
+    # Lines along axis 0 run through all pages: a file is read page by page, and bits are kept.
+    rows = max(1, 8 * BITS // (d0 * d2))
+    pages = max(1, BLOCK // (min(rows, d1) * d2))
+    for row in range(0, d1, rows):
+        kept = [
+            _packed(np.asarray(phase[start : start + pages, row : row + rows]).reshape(min(pages, d0 - start), -1) == 0)
+            for start in range(0, d0, pages)
+        ]
+        yield np.concatenate(kept).view(np.uint64)
 
 
-def _pair_counts(pores: np.ndarray, most: int) -> np.ndarray:
-    """Number of pore pairs at lags 0..most along axis 0 of a boolean array (n, lines)."""
+def _packed(pores: np.ndarray) -> np.ndarray:
+    """A boolean array (n, lines) as bits, uint8 (n, 8 words), filled up with zeros."""
     bits = np.packbits(pores, axis=1)
-    words = -(-bits.shape[1] // 8)
-    padded = np.zeros((len(bits), 8 * words), np.uint8)
+    padded = np.zeros((len(bits), -(-bits.shape[1] // 8) * 8), np.uint8)
     padded[:, : bits.shape[1]] = bits
-    packed = padded.view(np.uint64)
+    return padded
+
+
+def _pair_counts(packed: np.ndarray, most: int) -> np.ndarray:
+    """Number of pore pairs at lags 0..most along axis 0 of packed lines, uint64 (n, words)."""
+    words = packed.shape[1]
     counts = np.zeros(most + 1, np.int64)
     width = max(1, CACHE // len(packed))
     for start in range(0, words, width):

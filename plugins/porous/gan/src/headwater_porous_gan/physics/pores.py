@@ -112,19 +112,18 @@ def percolating(phase: np.ndarray, axis: int) -> np.ndarray:
 def chord_lengths(phase: Any, axis: int, value: int = 0) -> np.ndarray:
     """Numbers of chords of each length along ``axis``: runs of ``value`` that do not touch the ends of their line.
 
-    Lines are read in blocks of about 2^24 voxels.
+    The volume is read in slabs of about 2^24 voxels.
 
     Returns:
         int64 (d_axis - 1,), the number of chords of 0, 1, 2... voxels.
     """
     n = phase.shape[axis]
     counts = np.zeros(max(n - 1, 1), np.int64)
-    across = 1 if axis == 0 else 0
-    step = max(1, BLOCK * phase.shape[across] // math.prod(phase.shape))
-    for start in range(0, phase.shape[across], step):
-        where = [slice(None)] * 3
-        where[across] = slice(start, start + step)
-        lines = np.moveaxis(np.asarray(phase[tuple(where)]) == value, axis, -1).reshape(-1, n)
+    if axis == 0:
+        _chords_through_pages(phase, value, counts)
+        return counts
+    for a, b in _slabs(phase.shape):
+        lines = np.moveaxis(np.asarray(phase[a:b]) == value, axis, -1).reshape(-1, n)
         change = np.diff(lines.astype(np.int8), axis=1)
         rises, falls = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
         # Each rise is followed by its fall in the same line, or by none there: the run reaches the end.
@@ -134,6 +133,19 @@ def chord_lengths(phase: Any, axis: int, value: int = 0) -> np.ndarray:
         same = rises // (n - 1) == falls // (n - 1)
         counts += np.bincount(falls[same] - rises[same], minlength=len(counts))
     return counts
+
+
+def _chords_through_pages(phase: Any, value: int, counts: np.ndarray) -> None:
+    """Chords along axis 0, page after page: only where each line's run began is kept, 0 for the end of the line."""
+    before: np.ndarray | None = None
+    began = np.zeros(phase.shape[1:], np.int32)
+    for a, b in _slabs(phase.shape):
+        for z, page in enumerate(np.asarray(phase[a:b]) == value, start=a):
+            if before is not None:
+                ends = before & ~page & (began > 0)
+                counts += np.bincount(z - began[ends], minlength=len(counts))
+                began[page & ~before] = z
+            before = page
 
 
 def mean_chord(counts: np.ndarray) -> float:

@@ -79,19 +79,44 @@ class Source:
 
 
 class Phase:
-    """A file's labels as 0 (pore) and 1 (grain), converted slice by slice; it is read like an array."""
+    """A file's labels as 0 (pore) and 1 (grain), converted slice by slice; it is read like an array.
+
+    Pages out of a file with chunks are cut from the last row of chunks, which is kept (up to 2^30 voxels): reading
+    page by page decodes each chunk once, and not once for every page.
+    """
 
     dtype = np.dtype(np.uint8)
     ndim = 3
 
-    def __init__(self, array: Any, pore: int) -> None:
+    def __init__(self, array: Any, pore: int, chunk: Shape | None = None) -> None:
         self._array, self._pore = array, pore
         self.shape: Shape = tuple(map(int, array.shape))  # type: ignore[assignment]
         self.size = math.prod(self.shape)
         self.nbytes = self.size
+        self._depth = _row(self.shape, chunk)
+        self._kept: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, where: Any) -> np.ndarray:
+        first, *rest = where if isinstance(where, tuple) else (where,)
+        if self._depth > 1 and len(rest) < 2 and isinstance(first, slice) and first.step in (None, 1):
+            start, stop, _ = first.indices(self.shape[0])
+            return self._pages(start, stop)[(slice(None), *rest)]
+        return self._converted(where)
+
+    def _converted(self, where: Any) -> np.ndarray:
         return np.asarray(np.asarray(self._array[where]) != self._pore).view(np.uint8)
+
+    def _pages(self, start: int, stop: int) -> np.ndarray:
+        pieces = [np.empty((0, *self.shape[1:]), np.uint8)]
+        while start < stop:
+            low = start // self._depth * self._depth
+            if self._kept is None or self._kept[0] != low:
+                self._kept = None  # let go before the next row is read
+                self._kept = low, self._converted(slice(low, low + self._depth))
+            end = min(stop, low + self._depth)
+            pieces.append(self._kept[1][start - low : end - low])
+            start = end
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -99,6 +124,12 @@ class Phase:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype)
+
+
+def _row(shape: Sequence[int], chunk: Sequence[int] | None) -> int:
+    """Pages in a row of chunks; 1 where there are no chunks, or a row has more than 2^30 voxels."""
+    depth = chunk[0] if chunk else 1
+    return depth if depth * shape[1] * shape[2] <= 1 << 30 else 1
 
 
 def text(shape: Sequence[int]) -> str:
@@ -152,7 +183,7 @@ def read_volumes(path: Path, reading: Reading, *, in_memory: bool = False) -> li
     for number, member in enumerate(_members(path)):
         source = open_source(member, reading)
         pore = _pore_value(source, reading)
-        phase: Any = Phase(source.array, pore)
+        phase: Any = Phase(source.array, pore, source.chunk)
         if in_memory or phase.size <= SLAB:
             phase = _loaded(phase)
         facts = source.facts
@@ -202,7 +233,8 @@ def _census(source: Source) -> dict[int, int]:
             detail = f", {bad} of them NaN or infinite" if bad else ""
         raise DataError(f"{source.path}: values are {dtype}{detail}; segment the volume and store integer labels")
     found: dict[int, int] = {}
-    for _, slab in slabs(source.array):
+    page = math.prod(source.array.shape[1:])
+    for _, slab in slabs(source.array, max(SLAB, _row(source.array.shape, source.chunk) * page)):
         rest = slab.size
         for label in list(found)[:2]:  # mostly two labels: counting them is far cheaper than sorting values
             n = int(np.count_nonzero(slab == label))
@@ -515,7 +547,8 @@ def _hdf5(path: Path, reading: Reading) -> Source:
     size = data.attrs.get("voxel_size")
     if size is None and "element_size_um" in data.attrs:  # ilastik and Fiji write this one
         size = float(np.ravel(data.attrs["element_size_um"])[-1]) * 1e-6
-    return Source(path, data, None if size is None else float(np.ravel(size)[0]), _facts(data.attrs.get("headwater")))
+    size = None if size is None else float(np.ravel(size)[0])
+    return Source(path, data, size, _facts(data.attrs.get("headwater")), data.chunks)
 
 
 def _netcdf(path: Path, reading: Reading) -> Source:
