@@ -371,3 +371,22 @@ def test_the_number_of_threads_is_set_for_the_fit_and_put_back(tmp_path):
     before = torch.get_num_threads()
     with_hook(Spy(), lambda: train(tmp_path / "run", max_steps=1, threads=before + 1))
     assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
+def test_a_trainer_says_which_modules_are_averaged_and_sees_the_averages(tmp_path, monkeypatch):
+    seen = []
+
+    def validate(self):
+        seen.append(dict(self.averages))
+        return {}
+
+    monkeypatch.setattr(ToyTrainer, "validate", validate)
+    for averaged, names in ((None, {"net"}), (("net",), {"net"}), ((), set())):
+        monkeypatch.setattr(ToyTrainer, "averaged", averaged)
+        fit = {"max_steps": 2, "accelerator": "cpu", "ema": 0.5}
+        run = headwater.train("toy", tmp_path / f"{averaged}", overrides={"fit": fit})
+        assert names <= set(seen[-1]) if averaged is None else set(seen[-1]) == names
+        state = run.load(2, "model")
+        assert set(state["ema"]) == set(seen[-1])
+        for name, module in seen[-1].items():
+            assert all(torch.equal(v, state["ema"][name][k]) for k, v in module.state_dict().items())

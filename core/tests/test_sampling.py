@@ -216,6 +216,48 @@ def test_a_job_that_could_not_be_joined_goes_on_without_computing_anything(model
     assert computed == []
 
 
+def test_files_that_belong_to_the_output_go_with_it(model, tmp_path, monkeypatch):
+    def beside(self, path):
+        return (path.with_name(path.name + ".note"),)
+
+    def join(self, parts, path, plain=Numbers.join):
+        beside(self, path)[0].write_text(f"{len(parts)} parts")
+        plain(self, parts, path)
+
+    monkeypatch.setattr(Numbers, "companions", beside)
+    monkeypatch.setattr(Numbers, "join", join)
+    model.sample_to(tmp_path / "a.jsonl", 5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.note"]
+    assert (tmp_path / "a.jsonl.note").read_text().endswith("parts")
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(RunError, match=r"a\.jsonl\.note exists"):
+        model.sample_to(tmp_path / "a.jsonl", 5)
+    model.sample_to(tmp_path / "a.jsonl", 5, force=True)
+
+    def full(self, parts, path):
+        join(self, parts, path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Numbers, "join", full)
+    with pytest.raises(RunError, match="No space left"):
+        model.sample_to(tmp_path / "b.jsonl", 5)
+    assert not list((tmp_path / "b.jsonl.parts").glob("*note"))  # half-written files take no room
+
+
+def test_samples_read_back_for_metrics_may_stay_in_their_file(model, monkeypatch):
+    class Lazy:
+        def __init__(self, path):
+            self.path = path
+
+        def mean(self):
+            return torch.tensor([float(v) for v in numbers(self.path)]).mean()
+
+    block = ToySampler.block
+    monkeypatch.setattr(ToySampler, "block", lambda self, *a: tuple(block(self, *a)))
+    monkeypatch.setattr(Numbers, "read", lambda self, path: Lazy(path))
+    assert model.evaluate(5)["mean"] == model.evaluate(5)["mean"]
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"n": 9}, {"condition": {"scale": 3.0}}])
 def test_the_parts_of_another_job_are_refused(model, tmp_path, monkeypatch, other):
     stop_at_second_block(monkeypatch)
@@ -437,3 +479,68 @@ def test_a_part_that_was_being_written_when_the_power_failed_does_not_count(mode
 def test_cpu_samples_do_not_depend_on_the_number_of_threads(model):
     with sampling.one_thread(model.place):
         assert torch.get_num_threads() == 1
+
+
+# What a sampler says of its job
+
+
+class Measuring(ToySampler):
+    unit = "numbers"
+    need = 0
+    seeds: list = []  # noqa: RUF012 - what the blocks of one test saw
+
+    def amount(self, k):
+        return 10 * (k + 1)
+
+    def room(self, missing, blocks, suffix):
+        return self.need * len(missing)
+
+    def block(self, k, generator, condition):
+        self.seeds.append(self.seed)
+        return super().block(k, generator, condition)
+
+
+@pytest.fixture
+def measuring(model, monkeypatch):
+    made = model.sampler()
+    monkeypatch.setattr(made, "__class__", Measuring)
+    monkeypatch.setattr(Measuring, "seeds", [])
+    found = model._sampler(None, None)
+    monkeypatch.setattr(model, "_sampler", lambda *a: (made, *found[1:]))
+    return made
+
+
+def test_the_progress_bar_counts_what_the_sampler_makes(model, measuring, tmp_path, monkeypatch):
+    seen = []
+
+    class Bar:
+        def __init__(self, total, done, *, label, unit):
+            seen.append((total, done, unit))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def advance(self, done):
+            seen.append(done)
+
+    monkeypatch.setattr(sampling, "Progress", Bar)
+    n = 3 * measuring.block_size
+    model.sample_to(tmp_path / "a.jsonl", n)
+    assert seen == [(60, 0, "numbers"), 10, 30, 60]
+
+
+def test_a_job_is_not_begun_without_room_for_it(model, measuring, tmp_path, monkeypatch):
+    monkeypatch.setattr(Measuring, "need", 10**15)
+    with pytest.raises(RunError, match=r"takes up to .* GB more while it is made, and .* GB are free"):
+        model.sample_to(tmp_path / "a.jsonl", measuring.block_size)
+    assert measuring.seeds == []
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_blocks_know_the_seed_of_their_job(model, measuring, tmp_path):
+    model.sample_to(tmp_path / "a.jsonl", 2 * measuring.block_size, seed=7)
+    list(model.sample(measuring.block_size, seed=9))
+    assert measuring.seeds == [7, 7, 9]

@@ -75,7 +75,9 @@ class Fit:
             self._averages = {
                 name: AveragedModel(module, multi_avg_fn=average, use_buffers=True)
                 for name, module in trainer.modules.items()
+                if trainer.averaged is None or name in trainer.averaged
             }
+            trainer.averages = {name: average.module for name, average in self._averages.items()}
 
     @property
     def main(self) -> bool:

@@ -23,6 +23,12 @@ class Sampler(ABC):
     the size: it is the network's batch, and never fitted to memory or workers.
     """
 
+    unit: ClassVar[str] = "blocks"
+    """What the progress bar counts; :meth:`amount` says how much of it a block makes."""
+
+    seed: int = 0
+    """The seed of the job under way, for what several blocks share; a block's own randomness is its generator's."""
+
     def __init__(
         self,
         config: Any,
@@ -50,6 +56,17 @@ class Sampler(ABC):
         """How many blocks make ``n`` samples."""
         return -(-n // self.block_size)
 
+    def amount(self, k: int) -> int:
+        """How much of ``unit`` block ``k`` makes."""
+        return 1
+
+    def room(self, missing: Sequence[int], blocks: int, suffix: str) -> int:
+        """Bytes on disk that the ``missing`` ones of a job's ``blocks`` and the file joined from all will take.
+
+        A job is not begun where there is less; 0 where nobody can say.
+        """
+        return 0
+
     @property
     def writer(self) -> Writer:
         """Who writes the samples to disk: the task, unless the samples are of another form."""
@@ -64,6 +81,7 @@ class Sampler(ABC):
 
     def sample(self, n: int, seed: int = 0, condition: Any = None) -> Iterator[Any]:
         """Yield the blocks that make ``n`` samples; the last is computed whole and cut."""
+        self.seed = seed
         for k in range(self.blocks(n)):
             with torch.no_grad():
                 samples = self.block(k, seeding.generator(seed, k, device=self.place.device), condition)

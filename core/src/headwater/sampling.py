@@ -196,18 +196,26 @@ class Model:
         """The task's metrics of ``n`` fresh samples (as many as one block without)."""
         made = self.sampler()
         blocks = list(self.sample(n or made.block_size, seed=seed))
-        scores: dict[str, float] = self.task.metrics(_together(made, blocks))
+        with _together(made, blocks) as samples:
+            scores: dict[str, float] = self.task.metrics(samples)
         return scores
 
 
-def _together(sampler: Sampler, blocks: list[Any]) -> Any:
-    """The samples of all blocks as one; those of an unknown form are written and read back."""
+@contextmanager
+def _together(sampler: Sampler, blocks: list[Any]) -> Iterator[Any]:
+    """The samples of all blocks as one; those of an unknown form are written and read back.
+
+    What a reader leaves in its file until it is used (a memory map) stays there within the context.
+    """
     if len(blocks) == 1:
-        return blocks[0]
+        yield blocks[0]
+        return
     if all(isinstance(block, torch.Tensor) for block in blocks):
-        return torch.cat(blocks)
+        yield torch.cat(blocks)
+        return
     if all(isinstance(block, list) for block in blocks):
-        return [sample for block in blocks for sample in block]
+        yield [sample for block in blocks for sample in block]
+        return
     writer, suffix = sampler.writer, sampler.writer.suffixes[0]
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder) / f"{k:07d}{suffix}" for k in range(len(blocks))]
@@ -216,7 +224,7 @@ def _together(sampler: Sampler, blocks: list[Any]) -> Any:
         whole = Path(folder) / f"whole{suffix}"
         writer.join(parts, whole)
         writer.finish(whole)
-        return writer.read(whole)
+        yield writer.read(whole)
 
 
 def _items(operation: Operation, source: Path) -> Any:
@@ -298,6 +306,7 @@ def _part(parts: Path, k: int, suffix: str) -> Path:
 
 def _write_block(sampler: Sampler, hooks: _SampleHooks, k: int, condition: Any, parts: Path, suffix: str) -> None:
     job = hooks.job
+    sampler.seed = job.seed
     with torch.no_grad(), one_thread(sampler.place):
         samples = sampler.block(k, seeding.generator(job.seed, k, device=sampler.place.device), condition)
     rest = job.items - k * sampler.block_size
@@ -325,50 +334,72 @@ def _stream(
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     suffix = sampler.writer.suffix_of(path)
-    _check_free(path, force)
+    _check_free(sampler, path, force)
     parts = path.with_name(f"{path.name}.parts")
     with _holding(parts, path):
-        _check_free(path, force)  # again: another process may have finished it meanwhile
+        _check_free(sampler, path, force)  # again: another process may have finished it meanwhile
         try:
             _open_parts(parts, job, force)
         except OSError as error:
             raise RunError(f"cannot write in {parts}: {error.strerror}") from error
         total = sampler.blocks(job.items)
         missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
+        _check_room(sampler, missing, total, suffix, path)
         hooks = _SampleHooks(job)
         hooks.call("headwater_sample_start")
-        with Progress(total, total - len(missing), label=job.what.partition(":")[2], unit="blocks") as bar:
+        whole = sum(map(sampler.amount, range(total)))
+        made = whole - sum(map(sampler.amount, missing))
+        with Progress(whole, made, label=job.what.partition(":")[2], unit=sampler.unit) as bar:
             if workers == 1 or len(missing) < 2:
                 condition = items if items is not None else _job_condition(model, job)
-                for done, k in enumerate(missing, total - len(missing) + 1):
+                for k in missing:
                     _write_block(sampler, hooks, k, condition, parts, suffix)
-                    bar.advance(done)
+                    made += sampler.amount(k)
+                    bar.advance(made)
             else:
-                _in_workers(model, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
+                _in_workers(model, sampler, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
         _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
         shutil.rmtree(parts, ignore_errors=True)
     hooks.call("headwater_sample_end", path=path)
     return path
 
 
-def _check_free(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise RunError(f"{path} exists; choose another -o or pass --force")
+def _check_room(sampler: Sampler, missing: list[int], total: int, suffix: str, path: Path) -> None:
+    need, free = sampler.room(missing, total, suffix), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise RunError(
+            f"{path} takes up to {need / 1e9:,.2f} GB more while it is made, and {free / 1e9:,.2f} GB are free in "
+            f"{path.parent}: make room, or choose another -o"
+        )
+
+
+def _check_free(sampler: Sampler, path: Path, force: bool) -> None:
+    taken = next((p for p in (path, *sampler.writer.companions(path)) if p.exists()), None)
+    if taken is not None and not force:
+        raise RunError(f"{taken} exists; choose another -o or pass --force")
 
 
 def _join(sampler: Sampler, blocks: list[Path], beside: Path, path: Path) -> None:
-    """Join the blocks beside, and put the whole in place."""
+    """Join the blocks beside, and put the whole in place, after the files that belong to it."""
+    writer = sampler.writer
     try:
-        remove(beside)
-        sampler.writer.join(blocks, beside)
-        sampler.writer.finish(beside)
+        for old in (beside, *writer.companions(beside)):
+            remove(old)
+        writer.join(blocks, beside)
+        writer.finish(beside)
         sync(beside)
+        for made, final in zip(writer.companions(beside), writer.companions(path), strict=True):
+            remove(final)
+            if made.exists():
+                sync(made)
+                made.rename(final)
         remove(path)
         beside.rename(path)
         fsync(path.parent)
     except OSError as error:
         with suppress(OSError):
-            remove(beside)
+            for left in (beside, *writer.companions(beside)):
+                remove(left)
         raise RunError(
             f"cannot write {path}: {error.strerror}; the blocks in {path.name}.parts are whole: "
             "make room and give the same command"
@@ -443,12 +474,20 @@ def _work(k: int, parts: str, suffix: str) -> int:
 
 
 def _in_workers(
-    model: Model, job: SampleJob, parts: Path, suffix: str, missing: list[int], workers: int, total: int, bar: Progress
+    model: Model,
+    sampler: Sampler,
+    job: SampleJob,
+    parts: Path,
+    suffix: str,
+    missing: list[int],
+    workers: int,
+    total: int,
+    bar: Progress,
 ) -> None:
     _check_workers_know(model, job)
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
-    done = total - len(missing)
+    done, made = total - len(missing), bar.start
     with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         with _without_interrupts():
             waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
@@ -456,9 +495,9 @@ def _in_workers(
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    future.result()
+                    made += sampler.amount(future.result())
                     done += 1
-                bar.advance(done)
+                bar.advance(made)
         except BrokenProcessPool as error:
             raise RunError(
                 f"a worker process ended (out of memory?); {done} of {total} blocks are whole: "

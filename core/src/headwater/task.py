@@ -49,6 +49,10 @@ class Writer(ABC):
     def finish(self, path: Path) -> None:  # noqa: B027 - optional
         """A second pass over the joined file, where the format needs one (a global threshold)."""
 
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """Other files that belong to ``path``, which ``join`` and ``finish`` write beside it: a header's raw data."""
+        return ()
+
     def cut(self, samples: Any, n: int) -> Any:
         """The first ``n`` of ``samples``; the last block is computed whole and cut by this."""
         return samples[:n]

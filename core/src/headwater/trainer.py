@@ -75,6 +75,9 @@ class Trainer(ABC):
     on_policy: ClassVar[bool] = False
     """Whether ``draw`` uses the modules (rollouts): it then runs between steps, on the training device."""
 
+    averaged: ClassVar[tuple[str, ...] | None] = None
+    """The modules of which ``fit.ema`` keeps a moving average; all without."""
+
     clip_norm: float | None = None
     """Gradient norm above which ``update`` scales gradients down."""
 
@@ -97,6 +100,8 @@ class Trainer(ABC):
         self.optimisers: dict[str, Optimizer] = {}
         self.schedulers: dict[str, LRScheduler] = {}
         self.stateful: dict[str, Stateful] = {}
+        self.averages: dict[str, nn.Module] = {}
+        """The moving averages that ``fit.ema`` keeps, by the name of their module, for ``validate``."""
 
     @classmethod
     def facts(cls, config: Any, task: Task) -> dict[str, Any]:

@@ -192,9 +192,10 @@ def check_read_back(bench: Bench) -> None:
     """What is written can be read, and reads as what was sampled."""
     model = bench.model()
     writer = model.sampler().writer
-    for suffix in writer.suffixes:
-        path = model.sample_to(bench.folder / f"read-back{suffix}", 3, seed=0)
-        again = bench.folder / f"again{suffix}"
+    for i, suffix in enumerate(writer.suffixes):  # a folder each: some formats name a second file, which has theirs
+        path = model.sample_to(bench.folder / f"written-{i}" / f"samples{suffix}", 3, seed=0)
+        again = bench.folder / f"written-{i}" / "again" / path.name
+        again.parent.mkdir()
         writer.write(writer.read(path), again)
         assert digest(path) == digest(again), f"{suffix or 'folder'}: reading back and writing gives another file"
 

@@ -1,0 +1,1 @@
+"""Morphology and flow of segmented volumes: pure functions on arrays."""

@@ -1,0 +1,1 @@
+"""The segmented volume: files, metrics, pictures, embedded media."""
