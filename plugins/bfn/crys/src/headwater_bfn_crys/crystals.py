@@ -1,7 +1,7 @@
 """Many crystals as flat arrays: what training reads, the sampler makes and files hold."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,14 +189,17 @@ class Crystals:
             tuple(name for part in some for name in part.ids) if named else (),
         )
 
+    def named(self, ids: Sequence[str]) -> "Crystals":
+        """The same crystals under these names."""
+        return replace(self, ids=tuple(ids))
+
     @classmethod
     def from_structures(cls, structures: "Iterable[Structure]", ids: Sequence[str] = ()) -> "Crystals":
         """From ordered pymatgen structures, the cells as they are."""
         made = [
             cls.of([site.specie.Z for site in s], s.frac_coords, s.lattice.abc, s.lattice.angles) for s in structures
         ]
-        whole = cls.concatenate(made)
-        return cls(whole.numbers, whole.frac, whole.lengths, whole.angles, whole.num_atoms, tuple(ids))
+        return cls.concatenate(made).named(ids)
 
     def structures(self) -> "list[Structure]":
         """One pymatgen structure for each crystal, in the canonical orientation."""
@@ -214,8 +217,7 @@ class Crystals:
         for one in atoms:
             lengths, angles = cell_parameters(one.cell.array)
             made.append(cls.of(one.numbers, one.get_scaled_positions(wrap=False), lengths, angles))
-        whole = cls.concatenate(made)
-        return cls(whole.numbers, whole.frac, whole.lengths, whole.angles, whole.num_atoms, tuple(ids))
+        return cls.concatenate(made).named(ids)
 
     def atoms(self) -> "list[Atoms]":
         """One periodic ASE ``Atoms`` for each crystal, in the canonical orientation."""

@@ -42,9 +42,7 @@ def aflow_prototypes() -> Crystals:
 def _crystals(entries: list[tuple[str, Any]]) -> Crystals:
     made = [parse(Item(f"prototype {name}", name, "json", structure), reduce=True) for name, structure in entries]
     whole = Crystals.concatenate([one for one in made if isinstance(one, Crystals)])
-    return Crystals(
-        whole.numbers, whole.frac, whole.lengths, whole.angles, whole.num_atoms, unique_ids(whole.ids)
-    )  # fmt: skip
+    return whole.named(unique_ids(whole.ids))
 
 
 @cache

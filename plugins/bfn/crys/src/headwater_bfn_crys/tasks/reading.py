@@ -13,15 +13,14 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from headwater import DataError
 
-from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters, wrap_unit
-from headwater_bfn_crys.tasks.pool import Failure, each
+from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters
+from headwater_bfn_crys.tasks.pool import each
 
 __all__ = [
     "BLOCK_CODE",
@@ -144,8 +143,6 @@ def _row(path: Path, i: int, name: str) -> str:
 
 def _parquet(path: Path) -> Iterator[Item]:
     pyarrow = pyarrow_module()
-    import pyarrow.parquet
-
     try:
         file = pyarrow.parquet.ParquetFile(path)
         _need_cif(path, file.schema_arrow.names)
@@ -162,7 +159,7 @@ def _parquet(path: Path) -> Iterator[Item]:
 
 def pyarrow_module() -> Any:
     try:
-        import pyarrow
+        import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise DataError("Parquet tables need pyarrow: pip install 'headwater-bfn-crys[parquet]'") from error
     return pyarrow
@@ -396,41 +393,47 @@ def _niggli(frac: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarra
 # Whole data sets
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A data set: its crystals, where each of them stands, and the bad ones."""
+
+    crystals: Crystals
+    where: tuple[str, ...]
+    bad: list[Bad]
+
+
 def read_file(
     path: Path, *, reduce: bool = True, check: bool = True, processes: int | None = None, limit: float = 60.0
-) -> tuple[Crystals, list[Bad]]:
+) -> Parsed:
     """All crystals of a file or folder that can be used, and what is wrong with the others.
 
     Raises:
         DataError: ``path`` as a whole cannot be read (see :func:`items_of`).
     """
     found = list(items_of(path))
-    parse_one = partial(parse, reduce=reduce, check=check)
     whole = [one for one in found if isinstance(one, Item)]
     if len(whole) <= ALONE:
-        parsed = [parse_one(one) for one in whole]
+        parsed = [parse(one, reduce=reduce, check=check) for one in whole]
     else:
         parsed = each(_parse_shared, whole, (reduce, check), processes=processes, limit=limit, label=path.name)
     outcomes = iter(parsed)
     good: list[Crystals] = []
+    where: list[str] = []
+    names: list[str] = []
     bad: list[Bad] = []
-    for one in found:
+    for i, one in enumerate(found, 1):
         outcome = one if isinstance(one, Bad) else next(outcomes)
         if isinstance(outcome, Crystals):
-            good.append(outcome if outcome.ids else _named(outcome, f"{len(good) + len(bad) + 1}"))
+            good.append(outcome)
+            where.append(one.where)
+            names.append(outcome.ids[0] if outcome.ids else str(i))
         else:
             bad.append(outcome if isinstance(outcome, Bad) else Bad(one.where, outcome.reason))
-    return Crystals.concatenate(good), bad
+    return Parsed(Crystals.concatenate(good).named(names), tuple(where), bad)
 
 
-def _parse_shared(options: tuple[bool, bool], item: Item) -> Crystals | Bad | Failure:
+def _parse_shared(options: tuple[bool, bool], item: Item) -> Crystals | Bad:
     return parse(item, reduce=options[0], check=options[1])
-
-
-def _named(crystals: Crystals, name: str) -> Crystals:
-    return Crystals(
-        crystals.numbers, crystals.frac, crystals.lengths, crystals.angles, crystals.num_atoms, (name,)
-    )  # fmt: skip
 
 
 def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
@@ -443,33 +446,31 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def cached(
-    path: Path, cache: Path | None, *, reduce: bool, processes: int | None, limit: float
-) -> tuple[Crystals, list[Bad]]:
+def cached(path: Path, cache: Path | None, *, reduce: bool, processes: int | None, limit: float) -> Parsed:
     """As :func:`read_file`, out of the folder ``cache`` if the same content was parsed before.
 
     A cache that is damaged, of another version, or in a folder that cannot be written counts as none.
     """
-    if cache is None:
+    if cache is None or not path.exists():
         return read_file(path, reduce=reduce, processes=processes, limit=limit)
     stored = cache / f"{path.name}-{_digest(path, reduce)}.npz"
-    with suppress(OSError, ValueError, KeyError, EOFError):
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return _load(stored, path)
-    crystals, bad = read_file(path, reduce=reduce, processes=processes, limit=limit)
+    parsed = read_file(path, reduce=reduce, processes=processes, limit=limit)
     beside = stored.with_name(f".{os.getpid()}-{stored.name}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _store(beside, path, crystals, bad)
+        _store(beside, path, parsed)
         beside.rename(stored)
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         print(f"parsed crystals are not kept in {cache}: {error.strerror}", file=sys.stderr)
-    return crystals, bad
+    return parsed
 
 
 def _digest(path: Path, reduce: bool) -> str:
-    """A hash of the content, not of names' or times' whims, and of how it is parsed."""
+    """A hash of the content and of how it is parsed; times and the place of the files do not count."""
     found = hashlib.sha256(f"{VERSION} {reduce}".encode())
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -480,23 +481,24 @@ def _digest(path: Path, reduce: bool) -> str:
     return found.hexdigest()[:16]
 
 
-def _store(stored: Path, path: Path, crystals: Crystals, bad: Sequence[Bad]) -> None:
+def _store(stored: Path, path: Path, parsed: Parsed) -> None:
+    crystals = parsed.crystals
+    # Places are kept without the path, for the data may move together with their cache.
+    where = [place.removeprefix(str(path)) for place in parsed.where]
+    bad = [(one.where.removeprefix(str(path)), one.reason) for one in parsed.bad]
     with stored.open("wb") as file:
         np.savez_compressed(
             file, numbers=crystals.numbers.astype(np.uint8), frac=crystals.frac, lengths=crystals.lengths,
             angles=crystals.angles, num_atoms=crystals.num_atoms, ids=np.array(crystals.ids, dtype=np.str_),
-            # Without the path, for the data may move together with their cache.
-            bad=np.array([(b.where.removeprefix(str(path)), b.reason) for b in bad], dtype=np.str_).reshape(-1, 2),
+            where=np.array(where, dtype=np.str_), bad=np.array(bad, dtype=np.str_).reshape(-1, 2),
         )  # fmt: skip
 
 
-def _load(stored: Path, path: Path) -> tuple[Crystals, list[Bad]]:
-    try:
-        with np.load(stored, allow_pickle=False) as part:
-            crystals = Crystals(
-                part["numbers"].astype(np.int64), wrap_unit(part["frac"]), part["lengths"], part["angles"],
-                part["num_atoms"], tuple(part["ids"].tolist()),
-            )  # fmt: skip
-            return crystals, [Bad(f"{path}{where}", reason) for where, reason in part["bad"].tolist()]
-    except zipfile.BadZipFile as error:
-        raise ValueError("damaged") from error
+def _load(stored: Path, path: Path) -> Parsed:
+    with np.load(stored, allow_pickle=False) as part:
+        crystals = Crystals(
+            part["numbers"].astype(np.int64), part["frac"], part["lengths"], part["angles"], part["num_atoms"],
+            tuple(part["ids"].tolist()),
+        )  # fmt: skip
+        where = tuple(f"{path}{place}" for place in part["where"].tolist())
+        return Parsed(crystals, where, [Bad(f"{path}{place}", reason) for place, reason in part["bad"].tolist()])

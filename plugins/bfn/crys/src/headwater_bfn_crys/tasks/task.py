@@ -103,13 +103,11 @@ class UserCrystals(CrystalTask):
 
     def _part(self, path: Path) -> Crystals:
         c = self.config
-        cache = None if c.cache == "off" else path.parent / ".headwater-cache" if c.cache == "beside" else c.cache
-        crystals, bad = cached(path, cache, reduce=c.reduce, processes=c.processes, limit=c.time_limit)
-        large = crystals.num_atoms > c.max_atoms
-        bad = bad + [
-            Bad(f"{path} ({crystals.ids[i]})", f"has {crystals.num_atoms[i]} atoms, more than task.max_atoms = {c.max_atoms}")
-            for i in large.nonzero()[0]
-        ]  # fmt: skip
+        parsed = cached(path, self.cache(path), reduce=c.reduce, processes=c.processes, limit=c.time_limit)
+        large = parsed.crystals.num_atoms > c.max_atoms
+        reasons = [(i, f"has {parsed.crystals.num_atoms[i]} atoms, more than task.max_atoms = {c.max_atoms}")
+                   for i in large.nonzero()[0]]  # fmt: skip
+        bad = [*parsed.bad, *(Bad(parsed.where[i], reason) for i, reason in reasons)]
         if bad and not c.skip_bad:
             more = f"; {len(bad) - 1} more are bad" if len(bad) > 1 else ""
             raise DataError(f"{bad[0]}{more}; --skip-bad leaves such crystals out")
@@ -117,12 +115,16 @@ class UserCrystals(CrystalTask):
             lines = [f"left out: {one}" for one in bad[:LISTED]]
             lines += [f"left out: {len(bad) - LISTED} more"] if len(bad) > LISTED else []
             print("\n".join(lines), file=sys.stderr)
-        good = crystals[~large]
+        good = parsed.crystals[~large]
         if len(good) == 0:
             raise DataError(f"{path} has no crystal that can be used")
-        return Crystals(
-            good.numbers, good.frac, good.lengths, good.angles, good.num_atoms, unique_ids(good.ids)
-        )  # fmt: skip
+        return good.named(unique_ids(good.ids))
+
+    def cache(self, path: Path) -> Path | None:
+        """The folder in which what is made of the file ``path`` is kept."""
+        if self.config.cache == "beside":
+            return path.parent / ".headwater-cache"
+        return None if self.config.cache == "off" else self.config.cache
 
     @classmethod
     def check(cls, root: Path) -> list[str]:
@@ -130,7 +132,7 @@ class UserCrystals(CrystalTask):
         problems = []
         try:
             for path in _layout(root).values():
-                problems += [str(one) for one in read_file(path)[1]]
+                problems += [str(one) for one in read_file(path).bad]
         except DataError as error:
             problems.append(str(error))
         return problems

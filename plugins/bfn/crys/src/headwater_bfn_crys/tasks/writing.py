@@ -72,19 +72,17 @@ class CrystalWriter(Writer):
         Raises:
             DataError: it cannot be read, or one of its crystals cannot.
         """
-        crystals, bad = read_file(path, reduce=False, check=False)
-        if bad:
-            more = f"; {len(bad) - 1} more are bad" if len(bad) > 1 else ""
-            raise DataError(f"{bad[0]}{more}")
-        return rounded(crystals)
+        parsed = read_file(path, reduce=False, check=False)
+        if parsed.bad:
+            more = f"; {len(parsed.bad) - 1} more are bad" if len(parsed.bad) > 1 else ""
+            raise DataError(f"{parsed.bad[0]}{more}")
+        return rounded(parsed.crystals)
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
         """Join part files: texts end to end, tables row by row, folders file by file."""
         match self.suffix_of(path):
             case ".parquet":
-                import pyarrow
-                import pyarrow.parquet
-
+                pyarrow = pyarrow_module()
                 _write_parquet(pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts]), path)
             case ".poscar" | "":
                 path.mkdir(parents=True)
@@ -225,6 +223,4 @@ def _table(crystals: Crystals) -> Any:
 
 
 def _write_parquet(table: Any, path: Path) -> None:
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(table.combine_chunks(), path, compression="zstd")
+    pyarrow_module().parquet.write_table(table.combine_chunks(), path, compression="zstd")
