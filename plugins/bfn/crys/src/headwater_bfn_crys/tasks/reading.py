@@ -20,7 +20,7 @@ import numpy as np
 from headwater import DataError
 
 from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters
-from headwater_bfn_crys.tasks.pool import each
+from headwater_bfn_crys.tasks.pool import Pool
 
 __all__ = [
     "BLOCK_CODE",
@@ -415,7 +415,8 @@ def read_file(
     if len(whole) <= ALONE:
         parsed = [parse(one, reduce=reduce, check=check) for one in whole]
     else:
-        parsed = each(_parse_shared, whole, (reduce, check), processes=processes, limit=limit, label=path.name)
+        with Pool(processes, limit) as pool:
+            parsed = pool.each(_parse_shared, whole, (reduce, check), label=path.name)
     outcomes = iter(parsed)
     good: list[Crystals] = []
     where: list[str] = []

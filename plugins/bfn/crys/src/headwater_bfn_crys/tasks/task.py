@@ -71,6 +71,10 @@ class CrystalTask(CrystalWriter, Task):
 
         return panels(self, run)
 
+    def test_cache(self) -> Path | None:
+        """The folder in which fingerprints of the test crystals are kept, if there is one."""
+        return None
+
     def make(self, out: Path) -> None:
         """Write train.csv, val.csv and test.csv with the columns ``material_id`` and ``cif`` into ``out``."""
         from headwater_bfn_crys.tasks.writing import rounded
@@ -125,6 +129,9 @@ class UserCrystals(CrystalTask):
         if self.config.cache == "beside":
             return path.parent / ".headwater-cache"
         return None if self.config.cache == "off" else self.config.cache
+
+    def test_cache(self) -> Path | None:
+        return self.cache(self.config.test_path or self.config.path)
 
     @classmethod
     def check(cls, root: Path) -> list[str]:
