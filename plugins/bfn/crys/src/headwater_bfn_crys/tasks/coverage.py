@@ -31,9 +31,19 @@ def _magpie() -> Any:
 
 
 def structure_fingerprint(crystals: Crystals, i: int) -> np.ndarray:
-    """The mean over the sites of crystal ``i`` of CrystalNN's order parameters, (61,)."""
+    """The mean over the sites of crystal ``i`` of CrystalNN's order parameters, (61,).
+
+    Sites that symmetry maps on one another (to 0.0001 angstrom) have the same surroundings, so one of them is computed.
+    """
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
     structure = crystals[i : i + 1].structures()[0]
-    return np.mean([_site_fingerprint().featurize(structure, k) for k in range(len(structure))], axis=0)
+    try:
+        groups = SpacegroupAnalyzer(structure, symprec=1e-4).get_symmetrized_structure().equivalent_indices
+    except ValueError:  # no symmetry can be found where atoms all but coincide
+        groups = [[k] for k in range(len(structure))]
+    rows = [_site_fingerprint().featurize(structure, group[0]) for group in groups]
+    return np.average(rows, axis=0, weights=[len(group) for group in groups])
 
 
 def composition_fingerprint(crystals: Crystals, i: int) -> np.ndarray:
