@@ -86,7 +86,7 @@ def cells(crystals: Crystals, title: str = "Crystals", caption: str = "") -> Fig
         "legend": {"orientation": "v", "x": 0.99, "xanchor": "right", "y": 0.99, "yanchor": "top"},
         "showlegend": True,
     }
-    words = f"{caption} Atoms of a face, an edge or a corner are drawn on all of them; sizes are covalent radii."
+    words = f"{caption} Atoms of a face, an edge or a corner are drawn on all of them; sizes go with covalent radii."
     return Figure(title, {"data": data, "layout": layout}, caption=words.strip())
 
 
@@ -113,7 +113,7 @@ def _cell(crystal: Crystals) -> list[dict[str, Any]]:
     for number in np.unique(crystal.numbers):
         frac = np.concatenate([_copies(f) for f in crystal.frac[crystal.numbers == number]])
         points = (frac @ matrix).round(3)
-        red, green, blue = (int(round(255 * v)) for v in jmol_colors[min(number, len(jmol_colors) - 1)])
+        red, green, blue = (round(255 * float(v)) for v in jmol_colors[min(number, len(jmol_colors) - 1)])
         traces.append(
             {
                 "type": "scatter3d", "mode": "markers", "name": chemical_symbols[number],
@@ -121,8 +121,8 @@ def _cell(crystal: Crystals) -> list[dict[str, Any]]:
                 "text": [f"{chemical_symbols[number]} at {f[0]:.3f} {f[1]:.3f} {f[2]:.3f}" for f in frac],
                 "hoverinfo": "text",
                 "marker": {
-                    # Pixels that give a ball of 60 % of the covalent radius in a scene 320 pixels wide.
-                    "size": round(max(4.0, min(40.0, 0.6 * 2 * covalent_radii[number] / longest * 320)), 1),
+                    # Pixels that give a ball of 40 % of the covalent radius in a scene 320 pixels wide.
+                    "size": round(max(4.0, min(40.0, 0.4 * 2 * covalent_radii[number] / longest * 320)), 1),
                     "color": f"rgb({red},{green},{blue})", "line": {"color": "#444", "width": 1}, "opacity": 1.0,
                 },
             }

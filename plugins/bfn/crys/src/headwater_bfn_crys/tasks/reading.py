@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def _cif(path: Path) -> Iterator[Item | Bad]:
 def _blocks(text: str) -> list[tuple[str, str]]:
     """Name and text of each data block that speaks of atoms; of all, where none does."""
     starts = [match.start() for match in re.finditer(r"^data_", text, flags=re.MULTILINE)]
-    found = [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)], strict=True)]
+    found = [text[i:j] for i, j in pairwise([*starts, len(text)])]
     named = [(block.split(maxsplit=1)[0].removeprefix("data_"), block) for block in found]
     return [(name, block) for name, block in named if "_atom_site" in block] or named
 
@@ -280,12 +281,13 @@ def _parse_cif(text: str) -> Raw:
     lengths = np.array([str2float(data[f"_cell_length_{x}"]) for x in "abc"])
     angles = np.array([str2float(data[f"_cell_angle_{x}"]) for x in ("alpha", "beta", "gamma")])
     frac = np.array([[str2float(v) for v in _column(data, f"_atom_site_fract_{x}")] for x in "xyz"]).T
-    symbols = _column(data, "_atom_site_type_symbol" if "_atom_site_type_symbol" in data else "_atom_site_label")
+    label = "_atom_site_type_symbol" not in data
+    symbols = _column(data, "_atom_site_label" if label else "_atom_site_type_symbol")
     for i, value in enumerate(_column(data, "_atom_site_occupancy") if "_atom_site_occupancy" in data else []):
         if value not in (".", "?") and abs(str2float(value) - 1.0) > 1e-3:
             raise Unfit(f"is disordered: site {i + 1} ({symbols[i]}) has the occupancy {value}")
     name = str(data.get(BLOCK_CODE, ""))
-    return np.array([_number(symbol) for symbol in symbols]), frac, cell_matrix(lengths, angles), name
+    return np.array([_number(symbol, label) for symbol in symbols]), frac, cell_matrix(lengths, angles), name
 
 
 def _column(data: dict[str, Any], key: str) -> list[str]:
@@ -304,17 +306,17 @@ def _is_p1(data: dict[str, Any]) -> bool:
     return all(name in ("P1", "1", "?", ".") for name in given)
 
 
-def _number(symbol: str) -> int:
-    """Atomic number of a type symbol or a label: ``Fe``, ``Fe3+``, ``Fe12``, ``FE``."""
+def _number(symbol: str, label: bool) -> int:
+    """Atomic number of a type symbol such as ``Fe``, ``Fe3+``, ``FE``, or of a ``label`` such as ``Fe12``, ``Ow``."""
     from ase.data import atomic_numbers
 
     letters = re.match(r"[A-Za-z]*", symbol.strip())
     word = letters[0].capitalize() if letters else ""
     if word in ("D", "T"):  # isotopes of hydrogen
         return 1
-    for length in (2, 1):
-        if len(word) >= length and atomic_numbers.get(word[:length], 0) > 0 and len(word) <= max(length, 2):
-            return int(atomic_numbers[word[:length]])
+    for one in (word, word[:2], word[:1]) if label else (word,):
+        if atomic_numbers.get(one, 0) > 0:
+            return int(atomic_numbers[one])
     raise Unfit(f"has an unknown element {symbol!r}")
 
 

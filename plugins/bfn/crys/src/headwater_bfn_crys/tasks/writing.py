@@ -135,8 +135,8 @@ def cif_text(name: str, numbers: np.ndarray, frac: np.ndarray, lengths: np.ndarr
 
 
 def _quoted(name: str) -> str:
-    """A name between CIF's quotes, on one line."""
-    name = " ".join(name.split())
+    """A name between CIF's quotes, on one line, in ASCII."""
+    name = " ".join(name.encode("ascii", "ignore").decode().split())
     return f"'{name}'" if "'" not in name else '"' + name.replace('"', "'") + '"'
 
 
