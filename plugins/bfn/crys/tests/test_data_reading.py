@@ -16,10 +16,8 @@ from headwater_bfn_crys.tasks.reading import cached, read_file, unique_ids
 from headwater_bfn_crys.tasks.task import UserCrystals
 from headwater_bfn_crys.tasks.writing import CrystalWriter, cif_text
 
-SHARED = next(
-    (p / "shared/data/bfn-crys" for p in Path(__file__).resolve().parents if (p / "shared/data/bfn-crys").is_dir()),
-    None,
-)
+HOMES = (parent / "shared/data/bfn-crys" for parent in Path(__file__).resolve().parents)
+SHARED = next((home for home in HOMES if home.is_dir()), None)
 needs_shared = pytest.mark.skipif(SHARED is None, reason="the reference data are not here")
 
 SALT = (np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]), np.array([3.0, 3, 3]), np.array([90.0, 90, 90]))

@@ -7,9 +7,8 @@ from headwater_bfn_crys.crystals import Crystals
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
 
-__all__ = ["Matching", "first_match", "lowest_rms"]
+__all__ = ["Matching", "displacement", "first_match"]
 
 STOL, ANGLE_TOL, LTOL = 0.5, 10.0, 0.3
 """Tolerances of crystal structure prediction: sites in (V/N)^(1/3), angles in degrees, edges as a fraction."""
@@ -48,17 +47,11 @@ def _matcher(published: bool) -> "StructureMatcher":
     return StructureMatcher(stol=STOL, angle_tol=ANGLE_TOL, ltol=LTOL) if published else StructureMatcher()
 
 
-def rms(prediction: "Structure", truth: "Structure") -> float | None:
-    """Root mean square displacement in (V/N)^(1/3) after the best mapping; ``None`` where the two do not match."""
-    found = _matcher(True).get_rms_dist(prediction, truth)
+def displacement(pair: Matching, item: tuple[int, int]) -> float | None:
+    """Root mean square displacement of a sample from a reference in (V/N)^(1/3), ``None`` where they do not match."""
+    sample, reference = item
+    found = _matcher(True).get_rms_dist(pair.sample.plain(sample), pair.reference.plain(reference))
     return None if found is None else float(found[0])
-
-
-def lowest_rms(pair: Matching, item: tuple[int, tuple[int, ...]]) -> float | None:
-    """The lowest displacement between one reference and some samples, ``None`` where none matches."""
-    reference, samples = item
-    found = [rms(pair.sample.plain(i), pair.reference.plain(reference)) for i in samples]
-    return min((value for value in found if value is not None), default=None)
 
 
 def first_match(pair: Matching, item: tuple[int, tuple[int, ...]]) -> int | None:

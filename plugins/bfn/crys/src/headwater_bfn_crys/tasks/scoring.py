@@ -13,7 +13,7 @@ from headwater import ConfigError
 
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.tasks.coverage import CUT_OFFS, composition_fingerprint, coverage, structure_fingerprint
-from headwater_bfn_crys.tasks.matching import STOL, Matching, first_match, lowest_rms
+from headwater_bfn_crys.tasks.matching import STOL, Matching, displacement, first_match
 from headwater_bfn_crys.tasks.pool import Failure, Pool
 from headwater_bfn_crys.tasks.splits import reduced_composition
 from headwater_bfn_crys.tasks.validity import composition_is_valid, structural_validity
@@ -89,10 +89,8 @@ def _scores(samples: Crystals, task: "CrystalTask", wanted: Sequence[str], run: 
     valid = wholly = structural_validity(samples)
     scores: dict[str, float] = {}
     truth = pairs(samples, test, task.config.pair) if {"match", "metre"} & set(wanted) else None
-    if truth is not None and "match" in wanted:
-        scores |= _match(samples, valid, test, truth, run)
-    if truth is not None and "metre" in wanted:
-        scores |= _metre(samples, valid, test, truth, run)
+    if truth is not None:
+        scores |= _matched(samples, valid, test, truth, run, wanted)
     if "validity" in wanted:
         sound = _sound(samples, run)
         wholly = valid & sound
@@ -149,44 +147,44 @@ def pairs(samples: Crystals, test: Crystals, by: str) -> np.ndarray | None:
     return None
 
 
-def _match(samples: Crystals, valid: np.ndarray, test: Crystals, truth: np.ndarray, run: _Work) -> dict[str, float]:
-    """Match rate and RMSE: each test crystal against the samples that predict it, the best of them."""
-    of: dict[int, list[int]] = {int(j): [] for j in truth}
+def _matched(
+    samples: Crystals, valid: np.ndarray, test: Crystals, truth: np.ndarray, run: _Work, wanted: Sequence[str]
+) -> dict[str, float]:
+    """Match rate and RMSE: each test crystal against the valid samples that predict it, the best of them.
+
+    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement, in
+    which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
+    """
+    predicted = sorted(set(truth.tolist()))
+    own: dict[int, list[int]] = {j: [] for j in predicted}
     for i, j in enumerate(truth.tolist()):
         if valid[i]:
-            of[j].append(i)
-    return _rate("match", ("match_rate", "rmse"), of, samples, test, run)
+            own[j].append(i)
+    kin = own
+    if "metre" in wanted:
+        formulas: dict[Any, list[int]] = {}
+        mine, theirs = samples.compositions, test.compositions
+        for i in np.flatnonzero(valid).tolist():
+            formulas.setdefault(reduced_composition(mine[i]), []).append(i)
+        kin = {j: formulas.get(reduced_composition(theirs[j]), []) for j in predicted}
+    items = [(i, j) for j in predicted for i in kin[j]]
+    names = [test.ids[j] for _, j in items]
+    found = dict(zip(items, run(displacement, items, Matching(samples, test), "match", names), strict=True))
 
+    def best(candidates: dict[int, list[int]]) -> list[float]:
+        lowest = ((found[i, j] for i in some if found[i, j] is not None) for j, some in candidates.items())
+        return [value for value in (min(some, default=None) for some in lowest) if value is not None]
 
-def _metre(samples: Crystals, valid: np.ndarray, test: Crystals, truth: np.ndarray, run: _Work) -> dict[str, float]:
-    """METRe: each predicted test crystal against all samples of its reduced formula. cRMSE: the mean displacement,
-    in which a test crystal that nothing matches counts with the site tolerance."""
-    formulas: dict[Any, list[int]] = {}
-    for i, composition in enumerate(samples.compositions):
-        if valid[i]:
-            formulas.setdefault(reduced_composition(composition), []).append(i)
-    compositions = test.compositions
-    of = {j: formulas.get(reduced_composition(compositions[j]), []) for j in sorted(set(truth.tolist()))}
-    return _rate("METRe", ("metre", "crmse"), of, samples, test, run, unmatched=STOL)
-
-
-def _rate(
-    label: str,
-    names: tuple[str, str],
-    of: dict[int, list[int]],
-    samples: Crystals,
-    test: Crystals,
-    run: _Work,
-    unmatched: float | None = None,
-) -> dict[str, float]:
-    """Share of references that some of their samples match, and the mean of the lowest displacements."""
-    items = [(j, tuple(candidates)) for j, candidates in of.items() if candidates]
-    found = run(lowest_rms, items, Matching(samples, test), label, [test.ids[j] for j, _ in items])
-    matched = [value for value in found if value is not None]
-    missed = len(of) - len(matched)
-    errors = matched if unmatched is None else [*matched, *([unmatched] * missed)]
-    scores = {names[0]: len(matched) / len(of)}
-    return scores | ({names[1]: float(np.mean(errors))} if errors else {})
+    scores: dict[str, float] = {}
+    if "match" in wanted:
+        matched = best(own)
+        scores["match_rate"] = len(matched) / len(predicted)
+        scores |= {"rmse": float(np.mean(matched))} if matched else {}
+    if "metre" in wanted:
+        matched = best(kin)
+        scores["metre"] = len(matched) / len(predicted)
+        scores["crmse"] = (sum(matched) + STOL * (len(predicted) - len(matched))) / len(predicted)
+    return scores
 
 
 def _sound(samples: Crystals, run: _Work) -> np.ndarray:
