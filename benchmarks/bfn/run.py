@@ -103,7 +103,9 @@ def workloads(num_atoms: list[int], quick: bool) -> dict[str, tuple[Callable[[],
         def train_ours(own: CrysTrainer = own, generator: torch.Generator = generator) -> None:
             own.step(own.draw(0, generator))
 
-        def train_plain(plain: Any = plain, data: Any = data, adam: Any = adam, own: Any = own, s: Any = settings) -> None:
+        def train_plain(
+            plain: Any = plain, data: Any = data, adam: Any = adam, own: Any = own, s: Any = settings
+        ) -> None:
             training_loss(plain, data, own.alpha, s).backward()
             adam.step()
             adam.zero_grad(set_to_none=True)
@@ -197,7 +199,9 @@ def main() -> None:
                 if repeat >= 0:  # the round before warms up
                     measured.append({"workload": workload, "repeat": repeat, "contestant": name, **line})
     rate, work = gemm_rate(), products(num_atoms)
-    print(f"matrix products: {rate:.0f} GFLOP/CPU s; a network call has {work:.2f} GFLOP, so {work / rate:.3f} s at least")
+    print(
+        f"matrix products: {rate:.0f} GFLOP/CPU s; a network call has {work:.2f} GFLOP, so {work / rate:.3f} s at least"
+    )
     print("| workload | headwater, CPU s | plain, CPU s | times as fast |\n| --- | ---: | ---: | ---: |")
     for workload in jobs:
         median = {

@@ -50,7 +50,9 @@ def test_a_chain_of_updates_is_the_sum_of_weighted_messages_and_has_the_law_of_t
             one = continuous.flow(x, t, S, g)
             variance = continuous.gamma(t, S) * continuous.remaining(t, S)
             for draws in (mean, one):  # standard errors of mean and variance of a normal sample
-                assert float(draws.mean()) == pytest.approx(0.4 * continuous.gamma(t, S), abs=4 * (variance / 2e5) ** 0.5)
+                assert float(draws.mean()) == pytest.approx(
+                    0.4 * continuous.gamma(t, S), abs=4 * (variance / 2e5) ** 0.5
+                )
                 assert float(draws.var()) == pytest.approx(variance, rel=4 * (2 / 2e5) ** 0.5)
     assert precision == pytest.approx(1 + continuous.beta(1.0, S))
 
@@ -92,13 +94,18 @@ class TestDiscretised:
 
     def test_probabilities_are_those_of_scipy(self):
         mean, deviation = 0.37, 0.21
-        p = discretised.bin_probabilities(torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64), self.k)
+        p = discretised.bin_probabilities(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64), self.k
+        )
         edges = np.linspace(-1, 1, self.k + 1)
         cdf = norm.cdf(edges, mean, deviation)
         cdf[0], cdf[-1] = 0, 1
         np.testing.assert_allclose(p.numpy(), np.diff(cdf), atol=1e-12)
         cut = discretised.bin_probabilities(
-            torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64), self.k, renormalise=True
+            torch.tensor(mean, dtype=torch.float64),
+            torch.tensor(deviation, dtype=torch.float64),
+            self.k,
+            renormalise=True,
         )
         inner = np.diff(norm.cdf(edges, mean, deviation))
         np.testing.assert_allclose(cut.numpy(), inner / inner.sum(), atol=1e-12)

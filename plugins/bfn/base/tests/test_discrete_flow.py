@@ -18,7 +18,9 @@ def generator(seed=0):
 def test_accuracies_add_up_to_beta(n):
     total = sum(discrete.step_alpha(i, n, 2.5) for i in range(1, n + 1))
     assert total == pytest.approx(discrete.beta(1.0, 2.5))
-    assert discrete.alpha(0.3, 2.5) == pytest.approx((discrete.beta(0.3 + 1e-6, 2.5) - discrete.beta(0.3 - 1e-6, 2.5)) / 2e-6)
+    assert discrete.alpha(0.3, 2.5) == pytest.approx(
+        (discrete.beta(0.3 + 1e-6, 2.5) - discrete.beta(0.3 - 1e-6, 2.5)) / 2e-6
+    )
 
 
 def test_an_update_is_the_product_of_probabilities():
@@ -47,11 +49,18 @@ def test_a_chain_of_messages_has_the_law_of_the_flow():
 
 def test_the_joint_loss_equals_the_explicit_mixture():
     """With the same messages: log N(y; true class) - log sum_k p_k N(y; class k), K Gaussians in K dimensions."""
-    target, logits, n, i = one_hot(torch.tensor([0, 3]), K).double(), torch.randn(2, K, generator=generator()).double(), 4, 3
+    target, logits, n, i = (
+        one_hot(torch.tensor([0, 3]), K).double(),
+        torch.randn(2, K, generator=generator()).double(),
+        4,
+        3,
+    )
     a = discrete.step_alpha(i, n, 1.7)
     y = discrete.sender(target.expand(10, 2, K), a, generator(5))
     classes = torch.eye(K, dtype=torch.float64)
-    terms = torch.stack([logits.log_softmax(-1)[:, k] + discrete.log_sender(y, a, classes[k].expand_as(y)) for k in range(K)])
+    terms = torch.stack(
+        [logits.log_softmax(-1)[:, k] + discrete.log_sender(y, a, classes[k].expand_as(y)) for k in range(K)]
+    )
     explicit = n * (discrete.log_sender(y, a, target.expand_as(y)) - terms.logsumexp(0)).mean(0)
     found = discrete.loss_discrete(target, logits, i, n, 1.7, generator(5), draws=10)
     torch.testing.assert_close(found, explicit, rtol=1e-10, atol=1e-10)

@@ -105,9 +105,7 @@ class TestContinuousSolver:
         exact = float(start) * deviation(1.0) / deviation(eta)
         errors = []
         for n in (100, 200, 400):
-            x = solve_continuous(
-                denoise, start, grid(n, eta), S, method, bound=None, last_drop=False, start=start
-            )
+            x = solve_continuous(denoise, start, grid(n, eta), S, method, bound=None, last_drop=False, start=start)
             errors.append(abs(float(x) - exact))
         for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
@@ -134,7 +132,10 @@ class TestContinuousSolver:
         start = torch.tensor([0.01], dtype=torch.float64)
         exact = float(start) * deviation(1.0) / deviation(0.02)
         first, second = (
-            abs(float(solve_continuous(denoise, start, grid(40, 0.02), S, m, bound=None, last_drop=False, start=start)) - exact)
+            abs(
+                float(solve_continuous(denoise, start, grid(40, 0.02), S, m, bound=None, last_drop=False, start=start))
+                - exact
+            )
             for m in ("ode1", "ode2")
         )
         assert second < first / 3

@@ -124,7 +124,10 @@ def test_chain_exact_flow_and_bank_have_one_law():
         chain = vonmises.update(chain, y, alpha[j])
     steps = torch.full((draws,), i)
     for belief in (vonmises.flow(x, steps, angles, g), bank.flow(x, steps, g)):
-        pairs = (vonmises.wrap(belief.mean - x), vonmises.wrap(chain.mean - x)), (belief.concentration, chain.concentration)
+        pairs = (
+            (vonmises.wrap(belief.mean - x), vonmises.wrap(chain.mean - x)),
+            (belief.concentration, chain.concentration),
+        )
         for a, b in pairs:
             assert ks_2samp(a.numpy(), b.numpy()).pvalue > 1e-3
         joint = [(b.concentration * (b.mean - x).cos()).mean() for b in (belief, chain)]

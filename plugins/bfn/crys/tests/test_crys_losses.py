@@ -41,9 +41,7 @@ def test_the_loss_of_coordinates(distance):
 
 def test_both_distances_agree_near_the_truth_up_to_the_factor_2():
     x, alpha = torch.zeros(1, 1).double(), torch.tensor([5.0]).double()
-    square, cosine = (
-        float(objective.coordinate_loss(x, x + 1e-3, alpha, N, d)) for d in ("wrapped-square", "cosine")
-    )
+    square, cosine = (float(objective.coordinate_loss(x, x + 1e-3, alpha, N, d)) for d in ("wrapped-square", "cosine"))
     assert square / cosine == pytest.approx(2, rel=1e-5)
 
 

@@ -196,7 +196,11 @@ def test_data_are_prepared_as_officially():
     near(lattice[0], torch.from_numpy(cell_matrix(lengths[3], cell_angles[3])).float())
 
 
-CASES = [("gen", "sampler_gen", "end-back"), ("csp", "sampler_csp", "end-back"), ("csp", "sampler_csp_vanilla", "vanilla")]
+CASES = [
+    ("gen", "sampler_gen", "end-back"),
+    ("csp", "sampler_csp", "end-back"),
+    ("csp", "sampler_csp_vanilla", "vanilla"),
+]
 
 
 @pytest.mark.parametrize(("kind", "name", "method"), CASES)

@@ -142,9 +142,7 @@ def moments(alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return expected, (alpha.square() * (1 - a / alpha - a.square())).sum(-1), expected
 
 
-def sample(
-    mean: Tensor, concentration: Tensor, generator: torch.Generator | None = None, rounds: int = 24
-) -> Tensor:
+def sample(mean: Tensor, concentration: Tensor, generator: torch.Generator | None = None, rounds: int = 24) -> Tensor:
     """Draw from vM(mean, concentration), each angle with a concentration of its own.
 
     The rejection method of Best and Fisher (1979), with ``rounds`` proposals at once and the first accepted one taken,

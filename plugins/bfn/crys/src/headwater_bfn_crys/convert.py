@@ -71,7 +71,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     types, width = out.shape
     layers = 1 + max(int(m[1]) for k in state if (m := re.match(r"csp_layer_(\d+)\.", k)))
     distance = edge.shape[1] - 2 * width - 9
-    sizes = {
+    sizes: dict[str, Any] = {
         "types": types, "width": width, "layers": layers, "frequencies": distance // 6,
         "time_width": latent.shape[1] - width - 3, "given_types": given_types,
     }  # fmt: skip
@@ -83,7 +83,9 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     expected = {k: tuple(v.shape) for k, v in CSPNet(**sizes).state_dict().items()}
     odd = sorted(expected.keys() ^ state.keys())
     if odd:
-        raise DataError(f"the weights do not fit: {', '.join(odd[:3])} {'is' if len(odd) == 1 else 'are'} too many or missing")
+        raise DataError(
+            f"the weights do not fit: {', '.join(odd[:3])} {'is' if len(odd) == 1 else 'are'} too many or missing"
+        )
     wrong = [k for k, shape in expected.items() if tuple(state[k].shape) != shape]
     if wrong:
         raise DataError(f"{wrong[0]} has the shape {tuple(state[wrong[0]].shape)}, expected is {expected[wrong[0]]}")
@@ -114,8 +116,7 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     ``beta1_types`` and ``sigma1_lattice`` are the defaults of bfn-crys unless given.
 
     Raises:
-        DataError: n is not known, or the data set has another number of types.
-        UsageError: an option is unknown.
+        DataError: n is not known, an option is unknown, or the data set has another number of types.
     """
     sizes = _sizes(state)
     strange = [name for name in hyperparameters if name not in OPTIONS]

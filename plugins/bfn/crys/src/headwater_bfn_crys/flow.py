@@ -130,9 +130,7 @@ def estimate(
     return lattice, moved if config.coordinates == "interval" else vonmises.wrap(moved), logits
 
 
-def parts(
-    config: FlowConfig, angles: vonmises.Angles, bank: vonmises.Bank | None
-) -> dict[str, Part]:
+def parts(config: FlowConfig, angles: vonmises.Angles, bank: vonmises.Bank | None) -> dict[str, Part]:
     """The crystal's parts under their schedules, as the samplers take them."""
     n = config.steps
     coordinates: Part = VonMises(angles, bank)

@@ -90,7 +90,9 @@ class CSPNet(nn.Module):
             log_accuracy: (V, 3), from :func:`headwater_bfn.vonmises.log_accuracy`.
             layout: of the batch.
         """
-        fused = angles.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        fused = (
+            angles.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        )
         crystal_of = layout.crystal_of(angles.device)
         embedded = self.node_embedding(types)
         time = time_embedding(i, self.time_width).to(embedded.dtype)[crystal_of]

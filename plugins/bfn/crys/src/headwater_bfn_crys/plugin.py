@@ -17,8 +17,15 @@ def headwater_methods() -> list[MethodEntry]:
             paper=Paper(
                 title="A Periodic Bayesian Flow for Material Generation",
                 authors=(
-                    "Hanlin Wu", "Yuxuan Song", "Jingjing Gong", "Ziyao Cao", "Yawen Ouyang", "Jianbing Zhang",
-                    "Hao Zhou", "Wei-Ying Ma", "Jingjing Liu",
+                    "Hanlin Wu",
+                    "Yuxuan Song",
+                    "Jingjing Gong",
+                    "Ziyao Cao",
+                    "Yawen Ouyang",
+                    "Jianbing Zhang",
+                    "Hao Zhou",
+                    "Wei-Ying Ma",
+                    "Jingjing Liu",
                 ),
                 venue="ICLR",
                 year=2025,

@@ -55,7 +55,7 @@ def draw_crystals(
     known = one_hot(types, n_types).float() if types is not None and config.target == "gen" else None
 
     def predict(states: Mapping[str, Any], i: int) -> Mapping[str, Tensor]:
-        given = states["types"] if config.target == "gen" else types
+        given: Any = states["types"] if config.target == "gen" else types
         inputs = inputs_of(config, given, states["coordinates"], states["lattice"])
         found = []
         for cells, atoms, layout in runs:
@@ -130,7 +130,12 @@ class CrysSampler(Sampler):
         lengths, angles = cell_parameters(made["lattice"].double().cpu().numpy() * std)
         frac = wrap_unit(frac_of(made["coordinates"].double().cpu()).numpy())
         sorted_crystals = Crystals(
-            self.elements.numpy()[types.cpu().numpy()], frac, lengths, angles, sizes[order], tuple(ids[c] for c in order) if ids else ()
+            self.elements.numpy()[types.cpu().numpy()],
+            frac,
+            lengths,
+            angles,
+            sizes[order],
+            tuple(ids[c] for c in order) if ids else (),
         )
         return sorted_crystals[np.argsort(order)]
 
@@ -146,8 +151,7 @@ class CrysSampler(Sampler):
             known = self.compositions
             which = np.arange(k * n, (k + 1) * n) % len(known)
             chosen = known[which]
-            numbers = np.split(chosen.numbers, chosen.offsets[1:-1])
-            return numbers, chosen.num_atoms, tuple(chosen.ids)
+            return np.split(chosen.numbers, chosen.offsets[1:-1]), chosen.num_atoms, tuple(chosen.ids)
         if self.config.atoms is not None:
             return None, np.full(n, self.config.atoms), ()
         counts = self.facts["atom_counts"].double().to(generator.device)
