@@ -203,10 +203,12 @@ class Crystals:
 
     def structures(self) -> "list[Structure]":
         """One pymatgen structure for each crystal, in the canonical orientation."""
+        from ase.data import chemical_symbols
         from pymatgen.core import Lattice, Structure
 
+        symbols = [chemical_symbols[z] for z in self.numbers]
         return [
-            Structure(Lattice(matrix), self.numbers[i:j], self.frac[i:j])
+            Structure(Lattice(matrix), symbols[i:j], self.frac[i:j])
             for matrix, i, j in zip(self.matrices, self.offsets[:-1], self.offsets[1:], strict=True)
         ]
 

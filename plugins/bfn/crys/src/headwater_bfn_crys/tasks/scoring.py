@@ -59,13 +59,14 @@ class _Work:
         """The results, ``otherwise`` in place of a failure; ``names`` says whose each item is."""
         results = self.pool.each(function, items, shared, label)
         failed = [i for i, result in enumerate(results) if isinstance(result, Failure)]
+        reason = results[failed[0]].reason if failed else ""
         for i in failed:
             if results[i].stuck:
                 self.stuck.append(names[i])
             results[i] = otherwise
         if failed:
             some = ", ".join(names[i] for i in failed[:10]) + (", ..." if len(failed) > 10 else "")
-            print(f"{label}: {len(failed)} of {len(items)} gave no result: {some}", file=sys.stderr)
+            print(f"{label}: {len(failed)} of {len(items)} gave no result ({reason}): {some}", file=sys.stderr)
         return results
 
 
@@ -152,8 +153,8 @@ def _matched(
 ) -> dict[str, float]:
     """Match rate and RMSE: each test crystal against the valid samples that predict it, the best of them.
 
-    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement, in
-    which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
+    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement,
+    in which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
     """
     predicted = sorted(set(truth.tolist()))
     own: dict[int, list[int]] = {j: [] for j in predicted}
