@@ -28,7 +28,7 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
     With edges a, b, c ``lengths`` (..., 3) in angstrom and alpha, beta, gamma ``angles`` (..., 3) in degrees:
     a = a (sin beta, 0, cos beta), b = b (-sin alpha cos g*, sin alpha sin g*, cos alpha), c = c (0, 0, 1), where
-    cos g* = (cos alpha cos beta - cos gamma) / (sin alpha sin beta), cut to [-1, 1].
+    cos g* = (cos alpha cos beta - cos gamma) / (sin alpha sin beta), cut to [-1, 1]. An angle of 0 gives NaN.
 
     Example:
         >>> cell_matrix(np.array([2.0, 3.0, 4.0]), np.array([90.0, 90.0, 90.0])).round(9).tolist()
@@ -36,7 +36,9 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """
     lengths = np.asarray(lengths, dtype=np.float64)
     cos, sin = _cosines(angles)
-    star = np.clip((cos[..., 0] * cos[..., 1] - cos[..., 2]) / (sin[..., 0] * sin[..., 1]), -1.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        star = (cos[..., 0] * cos[..., 1] - cos[..., 2]) / (sin[..., 0] * sin[..., 1])
+    star = np.where(np.isfinite(star), np.clip(star, -1.0, 1.0), np.nan)
     matrix = np.zeros((*lengths.shape, 3))
     matrix[..., 0, 0] = lengths[..., 0] * sin[..., 1]
     matrix[..., 0, 2] = lengths[..., 0] * cos[..., 1]

@@ -197,5 +197,9 @@ def metrics_table(task: "CrystalTask", run: "Run") -> Table | None:
         ["metric", "this run", f"CrysBFN on {data}" if data else "CrysBFN"],
         [[name, value, paper.get(name, "")] for name, value in scores.items()],
         caption=f"Shares are of one. Compositions by {smact} with the oxidation states {task.config.oxidation_states}. "
-        + ("" if data else "Set task.published to a published data set to see the paper's numbers."),
+        + (
+            "The paper's column is as others quote it; not every number of it could be confirmed."
+            if data
+            else "Set task.published to a published data set to see the paper's numbers."
+        ),
     )

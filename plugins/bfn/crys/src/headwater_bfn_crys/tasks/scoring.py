@@ -37,7 +37,10 @@ PAPER = {
     "perov-5": {"match_rate": 0.5469, "rmse": 0.0636},
     "carbon-24": {"cov_precision": 0.991},
 }  # fmt: skip
-"""What the paper reports for CrysBFN, as fractions of one: match rate and RMSE of csp, the others of gen."""
+"""What is quoted from the paper for CrysBFN, as fractions of one: match rate and RMSE of csp, the others of gen.
+
+Taken from secondary sources; the RMSEs and the numbers of Perov-5 are unconfirmed.
+"""
 
 
 class _Work:
