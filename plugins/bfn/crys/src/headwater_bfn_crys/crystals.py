@@ -46,7 +46,7 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     matrix[..., 1, 1] = lengths[..., 1] * sin[..., 0] * np.sqrt(1.0 - star**2)
     matrix[..., 1, 2] = lengths[..., 1] * cos[..., 0]
     matrix[..., 2, 2] = lengths[..., 2]
-    return matrix
+    return matrix + 0.0  # zero without a sign
 
 
 def cell_parameters(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
