@@ -103,3 +103,11 @@ def test_what_is_counted_agrees_with_pymatgen():
     assert whole.compositions == (((11, 1), (17, 1)), ((6, 1),), ((8, 3), (22, 1), (38, 1)))
     assert whole.formulas == ("Na1 Cl1", "C1", "O3 Ti1 Sr1")
     assert whole.crystal_of.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
+
+
+def test_an_angle_of_nothing_gives_no_matrix_and_no_warning(recwarn):
+    matrix = cell_matrix(np.ones((2, 3)), np.array([[0.0, 90, 90], [90, 90, 90]]))
+    assert np.isnan(matrix[0]).any()
+    np.testing.assert_allclose(matrix[1], np.eye(3), atol=1e-15)
+    assert cell_volume(np.ones(3), np.array([30.0, 30.0, 120.0])) == 0.0
+    assert not recwarn.list

@@ -255,7 +255,7 @@ def test_a_structure_that_takes_too_long_is_counted_and_named_and_the_rest_is_sc
     scores = score(test, Fixed(test), ["match"])
     assert scores["timed_out"] == 1.0
     assert scores["match_rate"] == 0.5
-    assert "match: 1 of 2 gave no result: cesium-chloride" in capsys.readouterr().err
+    assert "match: 1 of 2 gave no result (took more than 1 s): cesium-chloride" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("group", "package"), [("validity", "smact"), ("coverage", "matminer")])

@@ -2,7 +2,9 @@
 
 import operator
 import os
+import sys
 import time
+import types
 
 from headwater_bfn_crys.tasks.pool import Failure, Pool
 
@@ -35,4 +37,13 @@ def test_an_item_that_kills_its_process_is_named_and_the_others_are_done():
     with Pool(1, 30.0) as pool:
         results = pool.each(operator.call, [7, 8], os._exit)
         assert results == [Failure(f"its process ended with exit code {code}") for code in (7, 8)]
+        assert pool.each(operator.add, [1], 1) == [2]
+
+
+def test_a_function_that_the_processes_cannot_import_is_said_for_each_item(monkeypatch):
+    monkeypatch.setitem(sys.modules, "only_here", module := types.ModuleType("only_here"))
+    exec("def work(shared, item): return item", module.__dict__)
+    with Pool(1, 30.0) as pool:
+        results = pool.each(module.work, [1, 2])
+        assert results == [Failure("ModuleNotFoundError: No module named 'only_here'")] * 2
         assert pool.each(operator.add, [1], 1) == [2]

@@ -28,7 +28,7 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
     With edges a, b, c ``lengths`` (..., 3) in angstrom and alpha, beta, gamma ``angles`` (..., 3) in degrees:
     a = a (sin beta, 0, cos beta), b = b (-sin alpha cos g*, sin alpha sin g*, cos alpha), c = c (0, 0, 1), where
-    cos g* = (cos alpha cos beta - cos gamma) / (sin alpha sin beta), cut to [-1, 1].
+    cos g* = (cos alpha cos beta - cos gamma) / (sin alpha sin beta), cut to [-1, 1]. An angle of 0 gives NaN.
 
     Example:
         >>> cell_matrix(np.array([2.0, 3.0, 4.0]), np.array([90.0, 90.0, 90.0])).round(9).tolist()
@@ -36,7 +36,9 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """
     lengths = np.asarray(lengths, dtype=np.float64)
     cos, sin = _cosines(angles)
-    star = np.clip((cos[..., 0] * cos[..., 1] - cos[..., 2]) / (sin[..., 0] * sin[..., 1]), -1.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        star = (cos[..., 0] * cos[..., 1] - cos[..., 2]) / (sin[..., 0] * sin[..., 1])
+    star = np.where(np.isfinite(star), np.clip(star, -1.0, 1.0), np.nan)
     matrix = np.zeros((*lengths.shape, 3))
     matrix[..., 0, 0] = lengths[..., 0] * sin[..., 1]
     matrix[..., 0, 2] = lengths[..., 0] * cos[..., 1]
@@ -44,7 +46,7 @@ def cell_matrix(lengths: np.ndarray, angles: np.ndarray) -> np.ndarray:
     matrix[..., 1, 1] = lengths[..., 1] * sin[..., 0] * np.sqrt(1.0 - star**2)
     matrix[..., 1, 2] = lengths[..., 1] * cos[..., 0]
     matrix[..., 2, 2] = lengths[..., 2]
-    return matrix
+    return matrix + 0.0  # zero without a sign
 
 
 def cell_parameters(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,10 +205,12 @@ class Crystals:
 
     def structures(self) -> "list[Structure]":
         """One pymatgen structure for each crystal, in the canonical orientation."""
+        from ase.data import chemical_symbols
         from pymatgen.core import Lattice, Structure
 
+        symbols = [chemical_symbols[z] for z in self.numbers]
         return [
-            Structure(Lattice(matrix), self.numbers[i:j], self.frac[i:j])
+            Structure(Lattice(matrix), symbols[i:j], self.frac[i:j])
             for matrix, i, j in zip(self.matrices, self.offsets[:-1], self.offsets[1:], strict=True)
         ]
 

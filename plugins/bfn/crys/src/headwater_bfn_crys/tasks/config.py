@@ -8,9 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 __all__ = ["METRICS", "CrystalTaskConfig", "CrystalsConfig", "PerovskitesConfig", "PrototypesConfig"]
 
-METRICS = ("match", "metre", "validity", "coverage", "distances", "unique", "novel")
-
 Metric = Literal["match", "metre", "validity", "coverage", "distances", "unique", "novel"]
+
+METRICS: tuple[Metric, ...] = ("match", "metre", "validity", "coverage", "distances", "unique", "novel")
 
 
 class CrystalTaskConfig(Config):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from headwater_bfn_crys.tasks.validity import structural_validity
 
 if TYPE_CHECKING:
     from headwater.run import Run
+    from numpy.typing import ArrayLike
 
     from headwater_bfn_crys.tasks.task import CrystalTask
 
@@ -149,7 +149,7 @@ def distributions(samples: Crystals, train: Crystals, caption: str = "") -> list
 
 
 def _histogram(
-    title: str, unit: str, mine: Sequence[float], theirs: Sequence[float], caption: str, whole: bool = False
+    title: str, unit: str, mine: "ArrayLike", theirs: "ArrayLike", caption: str, whole: bool = False
 ) -> Figure:
     """Two histograms over common bins, so that the page holds numbers of bins and not of crystals."""
     values = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
@@ -197,5 +197,9 @@ def metrics_table(task: "CrystalTask", run: "Run") -> Table | None:
         ["metric", "this run", f"CrysBFN on {data}" if data else "CrysBFN"],
         [[name, value, paper.get(name, "")] for name, value in scores.items()],
         caption=f"Shares are of one. Compositions by {smact} with the oxidation states {task.config.oxidation_states}. "
-        + ("" if data else "Set task.published to a published data set to see the paper's numbers."),
+        + (
+            "The paper's column is as others quote it; not every number of it could be confirmed."
+            if data
+            else "Set task.published to a published data set to see the paper's numbers."
+        ),
     )

@@ -165,21 +165,30 @@ def _serve(pipe: Connection) -> None:
     """What each process does: say that it is there, then answer one item after another until the pipe closes."""
     warnings.filterwarnings("ignore")  # each process would repeat the libraries' warnings for every structure
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
-    function: Function | None = None
+    function: Function = _nothing
     shared: Any = None
     with suppress(EOFError, OSError, KeyboardInterrupt):
         pipe.send(_Said(None))
         while True:
-            said = pipe.recv()
+            try:
+                said = pipe.recv()
+            except (EOFError, OSError):
+                return
+            except Exception as error:  # the job names what cannot be imported here: its items say so, one by one
+                function, shared = _nothing, f"{type(error).__name__}: {error}"
+                continue
             if not isinstance(said, _Said):
                 function, shared = said
                 continue
-            assert function is not None
             try:
                 result = function(shared, said.value)
             except Exception as error:
                 result = Failure(f"{type(error).__name__}: {error}")
             pipe.send(_Said(result))
+
+
+def _nothing(reason: str, item: Any) -> Failure:
+    return Failure(reason)
 
 
 def _cpus() -> int:

@@ -37,7 +37,10 @@ PAPER = {
     "perov-5": {"match_rate": 0.5469, "rmse": 0.0636},
     "carbon-24": {"cov_precision": 0.991},
 }  # fmt: skip
-"""What the paper reports for CrysBFN, as fractions of one: match rate and RMSE of csp, the others of gen."""
+"""What is quoted from the paper for CrysBFN, as fractions of one: match rate and RMSE of csp, the others of gen.
+
+Taken from secondary sources; the RMSEs and the numbers of Perov-5 are unconfirmed.
+"""
 
 
 class _Work:
@@ -59,13 +62,14 @@ class _Work:
         """The results, ``otherwise`` in place of a failure; ``names`` says whose each item is."""
         results = self.pool.each(function, items, shared, label)
         failed = [i for i, result in enumerate(results) if isinstance(result, Failure)]
+        reason = results[failed[0]].reason if failed else ""
         for i in failed:
             if results[i].stuck:
                 self.stuck.append(names[i])
             results[i] = otherwise
         if failed:
             some = ", ".join(names[i] for i in failed[:10]) + (", ..." if len(failed) > 10 else "")
-            print(f"{label}: {len(failed)} of {len(items)} gave no result: {some}", file=sys.stderr)
+            print(f"{label}: {len(failed)} of {len(items)} gave no result ({reason}): {some}", file=sys.stderr)
         return results
 
 
@@ -152,8 +156,8 @@ def _matched(
 ) -> dict[str, float]:
     """Match rate and RMSE: each test crystal against the valid samples that predict it, the best of them.
 
-    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement, in
-    which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
+    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement,
+    in which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
     """
     predicted = sorted(set(truth.tolist()))
     own: dict[int, list[int]] = {j: [] for j in predicted}

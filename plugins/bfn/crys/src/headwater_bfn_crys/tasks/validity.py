@@ -36,22 +36,22 @@ def structural_validity(crystals: Crystals) -> np.ndarray:
     images = np.zeros((len(crystals), 3), dtype=np.int64)
     images[valid] = _images(matrices[valid])
     reduced: dict[int, np.ndarray] = {}
-    for i in np.flatnonzero(valid & (images > 1).any(1)):
+    for i in np.flatnonzero(valid & (images > 1).any(1)).tolist():
         matrices[i], reduced[i] = _lll(matrices[i])
         images[i] = _images(matrices[i])
     valid &= (images <= MOST_IMAGES).all(1)
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i in np.flatnonzero(valid & (crystals.num_atoms > 1)):
-        groups.setdefault((int(crystals.num_atoms[i]), *images[i].tolist()), []).append(int(i))
+    for i in np.flatnonzero(valid & (crystals.num_atoms > 1)).tolist():
+        groups.setdefault((int(crystals.num_atoms[i]), *images[i].tolist()), []).append(i)
     offsets = crystals.offsets
     for (n, *reach), members in groups.items():
         shifts = np.array(list(product(*(range(-m, m + 1) for m in reach))), dtype=np.float64)
         first, second = np.triu_indices(n, 1)
         step = max(1, AT_ONCE // (len(first) * len(shifts)))
-        for k in range(0, len(members), step):
-            some = np.array(members[k : k + step])
+        for start in range(0, len(members), step):
+            some = np.array(members[start : start + step])
             frac = crystals.frac[offsets[some][:, None] + np.arange(n)]
-            for row, i in enumerate(some):
+            for row, i in enumerate(some.tolist()):
                 if i in reduced:
                     frac[row] = wrap_unit(frac[row] @ reduced[i])
             between = frac[:, first] - frac[:, second]
