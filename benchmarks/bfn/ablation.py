@@ -1,15 +1,15 @@
 """The paper's ablation: flow on the torus, told its entropy or the time alone, or a Gaussian flow on an interval.
 
-Structure prediction (csp): one sample for each composition, scored by pymatgen's StructureMatcher (stol 0.5, angle_tol
-10, ltol 0.3) as the paper does. All arms share the network, the optimiser, the steps and the seeds; arms and metric were
-fixed before the first run, and every run is reported.
+Structure prediction (csp): one sample for each composition, scored by pymatgen's StructureMatcher (stol 0.5,
+angle_tol 10, ltol 0.3) as the paper does. All arms share the network, the optimiser, the steps and the seeds; arms and
+metric were fixed before the first run, and every run is reported.
 
 - perov-5: learns from one CSV of Perov-5, predicts the first 200 crystals of another. `--perov-5 TRAIN.csv TEST.csv`
 - prototypes: the embedded default. 288 prototypes are too few to predict unseen ones from, so what is scored is the
   structures of the training compositions: how well the flow remembers.
 
-A run takes up where it was stopped, so the whole can be made in slices: `--minutes 30`, as often as needed. Finished runs
-are not made again. The figure and the JSON hold what is finished so far.
+A run takes up where it was stopped, so the whole can be made in slices: `--minutes 30`, as often as needed. Finished
+runs are not made again. The figure and the JSON hold what is finished so far.
 """
 
 import argparse

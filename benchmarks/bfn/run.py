@@ -1,10 +1,11 @@
 """Speed of bfn-crys beside the published network and flow simulation, written plainly. See ../README.md.
 
-Same weights, same inputs; the outputs and gradients of both networks are compared first, to 1e-5. Contestants take turns
-in one process on one thread; what is reported is CPU seconds, medians over the rounds.
+Same weights, same inputs; the outputs and gradients of both networks are compared first, to 1e-5. Contestants take
+turns in one process on one thread; what is reported is CPU seconds, medians over the rounds.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import time
@@ -147,10 +148,8 @@ def stretch(net: Any, num_atoms: Any, types: Any, alpha: Any, settings: Any, ste
         calls += 1
         return net(*inputs)
 
-    try:
+    with contextlib.suppress(Stop):
         end_back_sample(counted, num_atoms, types, alpha, settings)
-    except Stop:
-        pass
 
 
 def gemm_rate() -> float:

@@ -1,9 +1,11 @@
 """Ancestral and end-back sampling, and BFN-Solver, on cases with a closed form."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from headwater import UsageError
 from headwater_bfn import continuous, discrete, solver, vonmises
 from headwater_bfn.parts import Categorical, Gaussian, VonMises
 from headwater_bfn.sampling import sample
@@ -107,7 +109,7 @@ class TestContinuousSolver:
         for n in (100, 200, 400):
             x = solve_continuous(denoise, start, grid(n, eta), S, method, bound=None, last_drop=False, start=start)
             errors.append(abs(float(x) - exact))
-        for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        for coarse, fine in pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
 
     @pytest.mark.parametrize(("method", "order"), [("sde-euler", 1), ("sde1", 1), ("sde2", 2)])
@@ -119,13 +121,13 @@ class TestContinuousSolver:
             x = torch.zeros(n + 1, dtype=torch.float64)
             x[0] = deviation(eta)
             before = None
-            for k, (t1, t2) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            for k, (t1, t2) in enumerate(pairwise(times)):
                 estimate = denoise(x, t1)
                 noise = torch.zeros_like(x)
                 noise[k + 1] = 1
                 x, before = continuous_step(x, estimate, t1, t2, S, method, before, noise), (estimate, t1)
             errors.append(abs(float(x.square().sum().sqrt()) - deviation(1.0)))
-        rates = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+        rates = [math.log2(a / b) for a, b in pairwise(errors)]
         assert min(rates) > order - 0.3, rates
 
     def test_a_rule_of_order_2_needs_fewer_steps(self):
@@ -188,7 +190,7 @@ class TestDiscreteSolver:
         for n in (80, 160, 320):
             p = solve_discrete(self.network, start, grid(n, eta), self.B, method, last_drop=False, start=start)
             errors.append(float((p - z.softmax(-1)).abs().max()))
-        for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        for coarse, fine in pairwise(errors):
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3)
 
     @pytest.mark.parametrize(("method", "order"), [("sde1", 1), ("sde2", 2)])
@@ -201,12 +203,12 @@ class TestDiscreteSolver:
         errors = []
         for n in (20, 40, 80):
             times, z, before = grid(n, 0.1), torch.zeros(self.K, dtype=torch.float64), None
-            for t1, t2 in zip(times[:-1], times[1:], strict=True):
+            for t1, t2 in pairwise(times):
                 slope = None if before is None else (p(t1) - before[0]) / (t1 - before[1])
                 z = discrete_step(z, p(t1), t1, t2, self.B, method, slope, torch.zeros_like(z))
                 before = p(t1), t1
             errors.append(float((z - exact).abs().max()))
-        for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        for coarse, fine in pairwise(errors):
             assert math.log2(coarse / fine) > order - 0.3
 
     def test_samples_are_probabilities(self):
@@ -218,3 +220,11 @@ class TestDiscreteSolver:
 def test_the_grid_never_holds_0():
     assert solver.grid(10)[0] > 0
     assert solver.grid(10)[-1] == 1.0
+
+
+def test_a_stochastic_rule_without_noise_is_refused():
+    x = torch.zeros(2)
+    with pytest.raises(UsageError, match="sde2 is stochastic"):
+        continuous_step(x, x, 0.1, 0.2, S, "sde2")
+    with pytest.raises(UsageError, match="sde1 is stochastic"):
+        discrete_step(x, x, 0.1, 0.2, 1.0, "sde1")

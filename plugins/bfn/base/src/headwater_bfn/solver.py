@@ -10,9 +10,11 @@ coefficients are singular.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
+from headwater import UsageError
 from torch import Tensor
 
 from headwater_bfn import continuous, discrete
@@ -51,6 +53,17 @@ def _signal_and_noise(t: float, sigma1: float) -> tuple[float, float]:
     return a, math.sqrt(a * rest)
 
 
+def _none_needed(method: str, like: Tensor) -> Tensor:
+    """What stands for the noise of a rule that has none.
+
+    Raises:
+        UsageError: the rule is stochastic.
+    """
+    if method.startswith("sde"):
+        raise UsageError(f"the rule {method} is stochastic: give it noise")
+    return torch.zeros_like(like)
+
+
 def continuous_step(
     x: Tensor,
     estimate: Tensor,
@@ -73,6 +86,8 @@ def continuous_step(
         before: the estimate before and its time, for rules of order 2; none at the first step, which is of order 1.
         noise: standard normal, for the stochastic rules.
     """
+    if noise is None:
+        noise = _none_needed(method, x)
     (a1, s1), (a2, s2) = _signal_and_noise(t1, sigma1), _signal_and_noise(t2, sigma1)
     lam1 = _log_signal_to_noise(t1, sigma1)
     h = _log_signal_to_noise(t2, sigma1) - lam1
@@ -129,7 +144,7 @@ def solve_continuous(
 
     x = _signal_and_noise(times[0], sigma1)[1] * draw() if start is None else start
     before = None
-    for k, (t1, t2) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for k, (t1, t2) in enumerate(pairwise(times)):
         estimate = denoise(x, t1)
         if bound is not None:
             estimate = estimate.clamp(-bound, bound)
@@ -163,6 +178,8 @@ def discrete_step(
         slope: the derivative of p by t, for rules of order 2; without it they are of order 1.
         noise: standard normal, for the stochastic rules.
     """
+    if noise is None:
+        noise = _none_needed(method, z)
     k, dt = z.shape[-1], t2 - t1
     centred = k * p - 1
     if method == "ode-euler":
@@ -205,7 +222,7 @@ def solve_discrete(
 
     z = math.sqrt(k * discrete.beta(times[0], beta1)) * draw() if start is None else start
     before: tuple[Tensor, float] | None = None
-    for step, (t1, t2) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for step, (t1, t2) in enumerate(pairwise(times)):
         p = predict(z, t1)
         if last_drop and step == len(times) - 2:
             return p

@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = [
     "Angles",
-    "Belief",
     "Bank",
+    "Belief",
     "entropy",
     "flow",
     "inverse_mean_resultant",

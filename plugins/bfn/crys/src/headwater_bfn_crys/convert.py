@@ -1,7 +1,7 @@
 """Official checkpoints (wu-han-lin/CrysBFN and GenSI-THUAIR/CrysBFN).
 
-A Lightning checkpoint, whose weights are those averaged by the EMA callback where it has one, or a plain state dict. The
-weights say the sizes; n, the accuracies and the data set are not in them.
+A Lightning checkpoint, whose weights are those averaged by the EMA callback where it has one, or a plain state dict.
+The weights say the sizes; n, the accuracies and the data set are not in them.
 """
 
 import re
@@ -66,7 +66,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if missing:
         some = ", ".join(list(state)[:3]) or "nothing"
         raise DataError(f"this is no CrysBFN network: {missing[0]} is not in it ({some}, ...)")
-    embedding, latent, edge, out = (state[name] for name in needed)
+    latent, edge, out = (state[name] for name in needed[1:])
     given_types = "node_embedding.bias" not in state
     types, width = out.shape
     layers = 1 + max(int(m[1]) for k in state if (m := re.match(r"csp_layer_(\d+)\.", k)))
@@ -77,8 +77,8 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }  # fmt: skip
     if distance <= 0 or distance % 6 or sizes["time_width"] < 4 or sizes["time_width"] % 2:
         raise DataError(
-            f"the widths of atom_latent_emb {tuple(latent.shape)} and csp_layer_0.edge_mlp.0 {tuple(edge.shape)} are of "
-            f"another variant: expected are width + time width + 3 and 2 width + 9 + 6 frequencies, width {width}"
+            f"the widths of atom_latent_emb {tuple(latent.shape)} and csp_layer_0.edge_mlp.0 {tuple(edge.shape)} are "
+            f"of another variant: expected are width + time width + 3 and 2 width + 9 + 6 frequencies, width {width}"
         )
     expected = {k: tuple(v.shape) for k, v in CSPNet(**sizes).state_dict().items()}
     odd = sorted(expected.keys() ^ state.keys())
@@ -110,10 +110,10 @@ def from_official(state: Mapping[str, Tensor], **hyperparameters: Any) -> dict[s
 def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The config that the weights belong to.
 
-    ``official.steps`` is needed where no file name says n. ``official.dataset`` is ``mp-20``, ``perov-5``, ``carbon-24``
-    or ``mpts-52``; without, it is the one with as many types (for 89, MP-20). ``official.schedule`` is the NPZ with the
-    noisy accuracies that the official models were trained with; the exact ones without. ``official.beta1_coordinates``,
-    ``beta1_types`` and ``sigma1_lattice`` are the defaults of bfn-crys unless given.
+    ``official.steps`` is needed where no file name says n. ``official.dataset`` is ``mp-20``, ``perov-5``,
+    ``carbon-24`` or ``mpts-52``; without, it is the first with as many types (for 89, MP-20). ``official.schedule`` is
+    the NPZ with the noisy accuracies that the official models were trained with; the exact ones without.
+    ``official.beta1_coordinates``, ``beta1_types`` and ``sigma1_lattice`` are the defaults of bfn-crys unless given.
 
     Raises:
         DataError: n is not known, an option is unknown, or the data set has another number of types.

@@ -1,10 +1,10 @@
 """The messages of a layer: for every atom the mean over all atoms of its crystal of a perceptron of the pair.
 
 With e_ij = A z_i + B z_j + C (lattice) + D_c cos(k d_ij) + D_s sin(k d_ij), atom i receives
-mean_j silu(W silu(e_ij) + w). Three things make this cheap: A z and B z are products of atoms, not of pairs; the cosine
-is even and the sine is odd in d, so D_c cos + D_s sin of the pair (i, j) gives both directions, c + s and c - s; and
-crystals of one size lie together, so that handing out a and b to pairs, and the mean over j, are products with one small
-matrix for all of them.
+mean_j silu(W silu(e_ij) + w). Three things make this cheap. A z and B z are products of atoms, not of pairs. The cosine
+is even and the sine is odd in d, so D_c cos and D_s sin of the pair (i, j) give both directions, c + s and c - s. And
+crystals of one size lie together, so that handing out a and b to pairs, and the mean over j, are products with one
+small matrix for all of them.
 """
 
 import functools
@@ -107,7 +107,7 @@ def _runs(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 @functools.lru_cache(maxsize=256)
 def _ends(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """i and j of all pairs of a crystal in the order used here: the pairs i < j, the same with j and i, the pairs i = i."""
+    """i and j of all pairs of a crystal in the order used here: i < j, the same the other way round, i = i."""
     i, j = torch.triu_indices(size, size, 1, device=device)
     own = torch.arange(size, device=device)
     return torch.cat([i, j, own]), torch.cat([j, i, own])

@@ -5,6 +5,7 @@ as its inner products, so outputs follow translations, rotations and permutation
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class Layer(nn.Module):
         self, h: Tensor, inner: Tensor, crystal_of: Tensor, cosine: Tensor, sine: Tensor, layout: Layout, fused: bool
     ) -> Tensor:
         z = self.layer_norm(h)
-        first, second = self.edge_mlp[0], self.edge_mlp[2]
+        first: Any = self.edge_mlp[0]
+        second: Any = self.edge_mlp[2]
         half = sine.shape[1]
         of_i, of_j, of_cell, odd, even = first.weight.split([z.shape[1], z.shape[1], 9, half, half], 1)
         a = linear(z, of_i)

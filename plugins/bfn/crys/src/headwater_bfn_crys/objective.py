@@ -1,7 +1,7 @@
 """The losses of CrysBFN, as pure functions.
 
 All are n times the expected loss of one message, whose number i was drawn uniformly from 1..n; what is predicted was
-predicted before message i. Equation numbers are those of the sections of Wu et al. (ICLR 2025) and Graves et al. (2023).
+predicted before message i (Wu et al., ICLR 2025, section 4; Graves et al. 2023).
 """
 
 import math
@@ -73,7 +73,7 @@ def mean_weight(alpha: Tensor) -> float:
 
 
 def type_loss(types: Tensor, logits: Tensor, i: Tensor, n: int, beta1: float) -> Tensor:
-    """Mean over atoms of K beta1 t |e - p|^2 with t = (i - 1)/n, the continuous-time form that the released models used.
+    """Mean over atoms of K beta1 t |e - p|^2, t = (i - 1)/n: the continuous-time form that the released models used.
 
     Args:
         types: (V,), indices of the true types.

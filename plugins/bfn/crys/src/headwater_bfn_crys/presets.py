@@ -46,7 +46,11 @@ def dataset_trainer(name: str) -> dict[str, Any]:
 def _preset(name: str) -> dict[str, dict[str, Any]]:
     trainer = {**_NETWORK, **dataset_trainer(name), "steps": _STEPS[name], "batch_size": _BATCH[name]}
     trainer |= {"beta1_types": _BETA_TYPES[name], "beta1_coordinates": 1000.0, "sigma1_lattice": 0.0316228}
-    return {"trainer": trainer, "fit": {"ema": 0.995, "checkpoint_every": 2000, "validate_every": 2000}}
+    return {
+        "task": {"published": name},
+        "trainer": trainer,
+        "fit": {"ema": 0.995, "checkpoint_every": 2000, "validate_every": 2000},
+    }
 
 
 PRESETS = {name: _preset(name) for name in ELEMENTS}

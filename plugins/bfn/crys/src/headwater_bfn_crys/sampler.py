@@ -108,8 +108,8 @@ class CrysSampler(Sampler):
             found = self.task.read(source)
         if len(found) == 0:
             raise UsageError(
-                f"sampler.compositions = {str(source)!r} has no crystal; name a formula with --condition formula=SrTiO3, "
-                "or a file of crystals"
+                f"sampler.compositions = {str(source)!r} has no crystal; name a formula with "
+                "--condition formula=SrTiO3, or a file of crystals"
             )
         return found
 

@@ -135,7 +135,7 @@ class CrysTrainer(Trainer):
         return vonmises.Angles(self.alpha)
 
     def source(self, k: int) -> "vonmises.Bank | vonmises.Angles":
-        """Where beliefs on coordinates come from at step ``k``; a bank depends on k alone, so nothing is saved of it."""
+        """Where beliefs on coordinates come from at step ``k``; a bank depends on k alone, so none is saved."""
         if self.config.flow == "exact" or self.config.coordinates == "interval":
             return self.angles
         which = k // BANK_STEPS
