@@ -53,10 +53,12 @@ def advance(path: Path, name: str, config: dict[str, Any], until: float) -> bool
             return False
         goal = min(last, reached + SLICE)
         if reached:
-            headwater.resume(path, max_steps=goal)
+            run = headwater.resume(path, max_steps=goal)
         else:
             overrides = {**config, "fit": {**config["fit"], "max_steps": goal}}
-            headwater.train("bfn-crys", path, task=name, overrides=overrides, force=True)
+            run = headwater.train("bfn-crys", path, task=name, overrides=overrides, force=True)
+        if run.reason == "interrupted":  # by Ctrl-C, which fit takes as a wish to save and stop
+            raise SystemExit("interrupted; give the same command to go on")
 
 
 def score(path: Path, compositions: str) -> dict[str, Any]:
