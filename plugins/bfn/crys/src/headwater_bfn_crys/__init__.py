@@ -1,0 +1,1 @@
+"""CrysBFN: crystals by periodic Bayesian flow (Wu et al., ICLR 2025)."""

@@ -1,0 +1,1 @@
+"""Crystals: files, metrics, pictures, embedded data sets."""
