@@ -180,7 +180,7 @@ def test_a_fault_of_one_process_ends_both_with_a_message(site, two, tmp_path, fa
     began = time.monotonic()
     done = train(site, tmp_path / "run", "--max-steps", 12, "--devices", 2, "--set", f'trainer.fault="{fault}"')
     assert done.returncode != 0
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300, "it hung"
     assert "Traceback" not in done.stderr
     assert done.stderr.count(said) == 1, done.stderr
     run = Run(tmp_path / "run")
