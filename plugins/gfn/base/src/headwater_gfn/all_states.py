@@ -69,16 +69,14 @@ class AllStates:
         table, behaviour = self.table, behaviour or Behaviour()
         s = torch.arange(table.n_inner)
         mask = table.forward_mask(s)
-        p = torch.where(mask, (self.log_pf / behaviour.temperature).softmax(1), 0.0).double()
-        plain = torch.where(mask, self.log_pf.softmax(1), 0.0).double()
-        p = (1.0 - behaviour.epsilon) * p + behaviour.epsilon * mask / mask.sum(1, keepdim=True)
-        rows = n if behaviour.rows is None else behaviour.rows
-        below = self._distribution_function(p, mask)
-        if rows < n and behaviour.differs:
-            below = np.concatenate([below, self._distribution_function(plain, mask)])
+        plain = torch.where(mask, self.log_pf.exp(), 0.0).double()
+        below = self._distribution_function(plain, mask)
         offset = np.zeros(n, dtype=np.int64)
-        if rows < n and behaviour.differs:
-            offset[rows:] = table.n_inner
+        if behaviour.differs:
+            p = plain if behaviour.temperature == 1 else (self.log_pf.double() / behaviour.temperature).softmax(1)
+            p = (1.0 - behaviour.epsilon) * p + behaviour.epsilon * mask / mask.sum(1, keepdim=True)
+            below = np.concatenate([self._distribution_function(p, mask), below])
+            offset[n if behaviour.rows is None else behaviour.rows :] = table.n_inner
         uniform = torch.rand(table.max_len, n, 1, dtype=torch.float64, generator=generator).numpy()
         successor, inner, n_actions = table.successor.numpy(), table.n_inner, table.n_actions
         states = np.zeros((table.max_len + 1, n), dtype=np.int64)
@@ -100,7 +98,7 @@ class AllStates:
 
     @staticmethod
     def _distribution_function(p: Tensor, mask: Tensor) -> Any:
-        """P(action <= a) (n_inner, n_actions); from the last allowed action on infinite, so that rounding picks none."""
+        """P(action <= a) (n_inner, n_actions); infinite from the last allowed action on."""
         total = p.cumsum(1)
         allowed = mask.cumsum(1)
         return torch.where(allowed == allowed[:, -1:], torch.inf, total).numpy()

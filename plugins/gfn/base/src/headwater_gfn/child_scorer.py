@@ -50,7 +50,7 @@ class ChildScorer(nn.Module):
         self.backward_scorer = _perceptron(2 * embedding, hidden, 1, activation)
         self.flow = _perceptron(features, hidden, 1, activation)
 
-    def children(self, letters: Tensor) -> Tensor:
+    def children_of(self, letters: Tensor) -> Tensor:
         """One-hot children (B, A, L, K) of one-hot strings (B, L, K); of a full string they mean nothing."""
         b, n, k = letters.shape
         added = torch.eye(k, dtype=letters.dtype, device=letters.device)
@@ -62,9 +62,9 @@ class ChildScorer(nn.Module):
             found.append(torch.cat([first, letters[:, :-1].unsqueeze(1).expand(b, k, n - 1, k)], 2))
         return torch.cat(found, 1)
 
-    def parents(self, letters: Tensor) -> Tensor:
+    def parents_of(self, letters: Tensor) -> Tensor:
         """One-hot parents (B, n_backward, L, K): without the last letter, without the first."""
-        b, n, k = letters.shape
+        b, n, _ = letters.shape
         size = letters.sum((1, 2)).long()
         kept = (torch.arange(n, device=letters.device) < size.unsqueeze(1) - 1).to(letters).view(b, n, 1)
         found = [letters * kept]
@@ -84,7 +84,7 @@ class ChildScorer(nn.Module):
         return observed.to(weight.dtype).view(-1, self.length, self.n_letters)
 
     def _forward_logits(self, letters: Tensor) -> Tensor:
-        logits = self._score(self.forward_encoder, self.forward_scorer, letters, self.children(letters))
+        logits = self._score(self.forward_encoder, self.forward_scorer, letters, self.children_of(letters))
         if not self.both:
             return logits
         counts = letters.sum(1)
@@ -97,6 +97,6 @@ class ChildScorer(nn.Module):
 
     def forward(self, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         letters = self._unflatten(observed)
-        backward = self._score(self.backward_encoder, self.backward_scorer, letters, self.parents(letters))
+        backward = self._score(self.backward_encoder, self.backward_scorer, letters, self.parents_of(letters))
         flow: Tensor = self.flow(letters.flatten(1)).squeeze(1)
         return self._forward_logits(letters), backward, flow

@@ -59,7 +59,7 @@ def objective_panels(environment: "ObjectiveEnvironment", policies: dict[str, An
             y="probability",
             log_y=True,
             caption="Exact probability of each object of the true front. A sampler of the front alone sums to 1 here.",
-        )  # fmt: skip
+        )
     )
     rows = []
     for name, p in learned.items():
@@ -142,7 +142,7 @@ def _of_samples(environment: "ObjectiveEnvironment", policies: dict[str, Any]) -
                 f"Objective space: {names[0]} and {names[1]}",
                 {"data": data, "layout": layout},
                 caption=f"{SAMPLES} samples; circles: those that no other sample dominates.",
-            )  # fmt: skip
+            )
         )
     return panels
 

@@ -62,7 +62,8 @@ def non_dominated(values: Any, *, strict: bool = False) -> np.ndarray[Any, np.dt
         out = np.ones(len(points), dtype=bool)
         for first in range(0, len(points), 1024):
             part = points[first : first + 1024]
-            out[first : first + 1024] = ~(points[None] > part[:, None]).all(-1).any(1)
+            larger = np.all(points[None] > part[:, None], axis=-1)
+            out[first : first + 1024] = ~np.any(larger, axis=1)
         return out
     if points.shape[1] == 1:
         return np.asarray(points[:, 0] == points[:, 0].max())

@@ -55,5 +55,5 @@ class PreferencePolicy(nn.Module):
 
     def log_z(self) -> Tensor:
         """log Z () under the preference at hand."""
-        found: Tensor = self.z(self.condition.to(self.z[0].weight.dtype)).squeeze(-1)  # type: ignore[union-attr]
+        found: Tensor = self.z(self.condition.to(next(self.z.parameters()).dtype)).squeeze(-1)
         return found

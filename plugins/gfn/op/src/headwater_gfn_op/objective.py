@@ -64,7 +64,7 @@ def pair_target(values: Tensor, partner: Tensor, slack: float = 0.0) -> Tensor:
 
 
 def permutations(noise: Tensor, valid: Tensor) -> Tensor:
-    """For each row a random permutation (K, B) of those columns that are ``valid`` (K, B), by ``noise`` (K, B) in [0, 1).
+    """For each row a random permutation (K, B) of its ``valid`` (K, B) columns, drawn by ``noise`` (K, B) in [0, 1).
 
     The partner of column i is entry i; of a column that is not valid the entry means nothing.
     """
@@ -87,7 +87,7 @@ def order_loss(log_reward: Tensor, target: Tensor, valid: Tensor | None = None) 
 
 
 def pair_loss(log_reward: Tensor, target: Tensor, partner: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean over pairs (...,) of the cross entropy of ``target`` and the softmax of two learned log-rewards (..., B)."""
+    """Mean over pairs (...,) of the cross entropy of ``target`` (..., B) and the softmax of the pair's log Rhat."""
     difference = log_reward - log_reward.gather(-1, partner)
     each = torch.nn.functional.binary_cross_entropy_with_logits(difference, target.to(difference), reduction="none")
     if valid is None:
@@ -106,7 +106,7 @@ def pairs(values: Tensor, noise: Tensor, slack: float = 0.0) -> OrderLoss:
 
 
 def pareto(values: Tensor) -> OrderLoss:
-    """The order loss over the whole batch of objects with ``values`` (B, D): the non-dominated ones share the target."""
+    """The order loss over a batch of objects with ``values`` (B, D): the non-dominated share the target."""
     below = dominates(values.unsqueeze(1), values.unsqueeze(0)).double()  # [j, i]: j dominates i
 
     def loss(log_reward: Tensor, valid: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def pareto(values: Tensor) -> OrderLoss:
 
 
 def learned_log_reward(log_pf: Tensor, log_pb: Tensor) -> Tensor:
-    """log Rhat (B,) by trajectories: sum log P_F - sum log P_B; log Z is left out, for it cancels in every order loss."""
+    """log Rhat (B,) by trajectories, sum log P_F - sum log P_B; log Z is left out, for it cancels in order losses."""
     return (log_pf - log_pb).sum(0)
 
 

@@ -53,7 +53,7 @@ def headwater_methods() -> list[MethodEntry]:
                             "keep": 10,
                             "threads": 1,
                         },
-                    },  # fmt: skip
+                    },
                 ),
             ),
             samplers=(
@@ -97,7 +97,7 @@ def headwater_methods() -> list[MethodEntry]:
                     },
                     "fit": LONG,
                 },
-            },  # fmt: skip
+            },
             tiny={"trainer": {"hidden": [16], "batch_size": 4, "decay_steps": 6}, "sampler": {"block_size": 8}},
             converter="headwater_gfn_op.convert:from_official",
         )

@@ -18,7 +18,7 @@ class OPSampler(GFlowNetSampler):
     """Samples by the forward policy; of a run with ``objective = "pc-tb"`` under a preference among the objectives."""
 
     def block(self, k: int, generator: torch.Generator, condition: Any) -> Samples:
-        preference = condition or Preference()
+        preference = condition or Preference.model_validate({})
         policy: Any = self.modules["policy"]
         if isinstance(policy, PreferencePolicy):
             weights = preference.weights

@@ -294,7 +294,11 @@ class OPTrainer(GFlowNetTrainer):
         """
         environment, archive, config = self.environment, self.archive, self.config
         best = archive.log_reward.double()
-        found = {"top_100_reward": float(best[:100].exp().mean()), "different": float(archive.different)}
+        found = {
+            "best_reward": float(best[0].exp()),
+            "top_100_reward": float(best[:100].exp().mean()),
+            "different": float(archive.different),
+        }
         if environment.n_modes is not None:
             found["modes"] = float(archive.modes)
         if not isinstance(environment, TableEnvironment):

@@ -308,7 +308,7 @@ class TFBind8(Strings):
     def check(cls, root: Path) -> list[str]:
         """What is wrong with the table of scores ``root``."""
         try:
-            cls(TFBind8Config(table=root))
+            cls(TFBind8Config.model_validate({"table": root}))
         except DataError as error:
             return [str(error)]
         return []

@@ -22,7 +22,7 @@ class ObjectiveGridConfig(ObjectiveConfig):
     objectives: tuple[str, ...] = Field(
         ("branin", "currin"),
         min_length=1,
-        description="branin, currin, shubert, beale, or functions of coordinates (B, 2) in [-1, 1] as 'module:function'",
+        description="branin, currin, shubert, beale, or functions of points (B, 2) in [-1, 1] as 'module:function'",
     )
 
 

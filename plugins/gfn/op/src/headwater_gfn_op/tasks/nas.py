@@ -118,7 +118,7 @@ class NASBench201(ObjectiveEnvironment):
     def check(cls, root: Path) -> list[str]:
         """What is wrong with the table of accuracies ``root``."""
         try:
-            cls(NASBench201Config(table=root))
+            cls(NASBench201Config.model_validate({"table": root}))
         except DataError as error:
             return [str(error)]
         return []

@@ -53,7 +53,7 @@ class QM9Strings(Strings):
     def check(cls, root: Path) -> list[str]:
         """What is wrong with the table of scores ``root``."""
         try:
-            cls(QM9StringsConfig(table=root))
+            cls(QM9StringsConfig.model_validate({"table": root}))
         except DataError as error:
             return [str(error)]
         return []
