@@ -31,8 +31,9 @@ class NASBench201Config(ObjectiveConfig):
 class NASBench201(ObjectiveEnvironment):
     """States (B, 7): the operation on each edge, 5 where there is none yet, and 1 at the end once STOP was taken.
 
-    The edges are 0->1, 0->2, 1->2, 0->3, 1->3, 2->3. Action ``operation * 6 + edge`` sets an edge, in any order; the
-    last action is STOP, which is taken when all are set. In words a cell is its six operations, joined by ``|``.
+    The edges are 0->1, 0->2, 1->2, 0->3, 1->3, 2->3. Action ``operation * 6 + edge`` sets an edge, in any order, and
+    the backward action of the same number clears it; the last action is STOP, which is taken when all are set. In
+    words a cell is its six operations, joined by ``|``.
     """
 
     stops = True
@@ -46,7 +47,7 @@ class NASBench201(ObjectiveEnvironment):
             DataError: it cannot be used.
         """
         super().__init__(config)
-        self.n_actions, self.n_backward, self.max_len = FREE * EDGES + 1, EDGES, EDGES + 1
+        self.n_actions, self.n_backward, self.max_len = FREE * EDGES + 1, FREE * EDGES, EDGES + 1
         self.state_shape = (EDGES + 1,)
         self.n_features = FREE * EDGES
         self.n_states = (FREE + 1) ** EDGES + CELLS
@@ -68,7 +69,7 @@ class NASBench201(ObjectiveEnvironment):
         return s.scatter(1, place, torch.where(stop, 1, a // EDGES).unsqueeze(1))
 
     def undo(self, s: Tensor, b: Tensor) -> Tensor:
-        return s.scatter(1, b.unsqueeze(1), FREE)
+        return s.scatter(1, (b % EDGES).unsqueeze(1), FREE)
 
     def unstop(self, s: Tensor) -> Tensor:
         return torch.cat([s[:, :-1], torch.zeros_like(s[:, -1:])], 1)
@@ -78,13 +79,8 @@ class NASBench201(ObjectiveEnvironment):
         return torch.cat([free.repeat(1, FREE), ~free.any(1, keepdim=True)], 1)
 
     def backward_mask(self, s: Tensor) -> Tensor:
-        return s[:, :-1] < FREE
-
-    def backward_action(self, s: Tensor, a: Tensor) -> Tensor:
-        return a % EDGES
-
-    def forward_action(self, s: Tensor, b: Tensor) -> Tensor:
-        return s.gather(1, b.unsqueeze(1)).squeeze(1) * EDGES + b
+        operations = torch.arange(FREE, device=s.device).view(1, FREE, 1)
+        return (s[:, None, :-1] == operations).flatten(1)
 
     def terminal(self, s: Tensor) -> Tensor:
         return s[:, -1] == 1
