@@ -1,6 +1,7 @@
 """The order losses: hand values, invariances, plain loops, and what holds at their minimum."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -182,9 +183,7 @@ def test_the_losses_equal_their_definitions_in_a_plain_loop(terms):
     for k in range(1, steps + 1):
         squares, rewards, columns = [], [], []
         for i, m in enumerate(length.tolist()):
-            squares += [
-                (flow[s, i] + gap[s : s + k, i].sum() - flow[s + k, i]) ** 2 for s in range(m - k) if s + k < m
-            ]
+            squares += [(flow[s, i] + gap[s : s + k, i].sum() - flow[s + k, i]) ** 2 for s in range(m - k) if s + k < m]
             if k <= m:
                 columns.append(i)
                 rewards.append(flow[m - k, i] + gap[m - k : m, i].sum())
@@ -266,6 +265,6 @@ def test_minimised_pairs_of_a_total_order_sparsify_and_ties_stay_equal():
         if step in (20, 200, 2000):
             ratios.append(log_reward[[1, 3, 4]] - log_reward[[0, 2, 3]])
     assert torch.equal(log_reward[1], log_reward[2])
-    for before, after in zip(ratios, ratios[1:], strict=False):
+    for before, after in pairwise(ratios):
         assert (after > before + 0.5).all()
     assert (ratios[0] > 0).all()

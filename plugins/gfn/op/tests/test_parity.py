@@ -12,7 +12,6 @@ from headwater_gfn.exact import forward_policy, learned_distribution
 from headwater_gfn.objective import (
     detailed_balance,
     log_partition_variance,
-    sub_trajectory_balance,
     terminate,
     trajectory_balance,
 )
@@ -219,9 +218,9 @@ class Case:
         log_z = float(self.arrays["log_z"])
         kl = 0.2 * self.kl() if "kl0.2" in name else 0.0
         all_of = torch.ones(1, len(length), dtype=torch.bool)
-        return kl + {
+        kinds = {
             "loss_tb": lambda: trajectory_balance(pf, pb, self.log_reward, torch.tensor(log_z)),
-            "loss_lo": lambda: log_partition_variance(pf, pb, self.log_reward),
+            "loss_logvar": lambda: log_partition_variance(pf, pb, self.log_reward),
             "loss_subtb": lambda: self.sub_trajectory_balance(pf, pb, flows),
             "loss_op_tb": lambda: self.order(name)(learned_log_reward(pf, pb).unsqueeze(0) + log_z, all_of)[0],
             "loss_db": lambda: detailed_balance(pf, pb, flows, length),
@@ -229,12 +228,13 @@ class Case:
             "loss_op_subtb": lambda: op_sub_trajectory_balance(
                 pf, pb, terms.log_flow, length, self.order(name), 0.3, 0.9
             ),
-        }[next(k for k in ("loss_op_tb", "loss_op_db", "loss_op_subtb", "loss_subtb", "loss_tb", "loss_db", "loss_lo") if k in name)]()
+        }
+        return kl + next(made for kind, made in kinds.items() if name.startswith(kind))()
 
 
 LOSSES = (
-    "loss_tb", "loss_logvar", "loss_tb_kl0.2", "loss_op_tb_kl0", "loss_op_tb_kl0.2", "loss_db", "loss_op_db_ce0.3_kl0.2",
-    "loss_subtb_geom0.9", "loss_op_subtb_ce0.3_kl0.2", "loss_op_fm_alpha0.3",
+    "loss_tb", "loss_logvar", "loss_tb_kl0.2", "loss_op_tb_kl0", "loss_op_tb_kl0.2", "loss_db",
+    "loss_op_db_ce0.3_kl0.2", "loss_subtb_geom0.9", "loss_op_subtb_ce0.3_kl0.2", "loss_op_fm_alpha0.3",
 )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ class OPConfig(GFlowNetConfig):
         0.0, description="weight of KL(uniform || P_B), which keeps a learned P_B spread out; 0.1 in the paper"
     )
     exponent: PositiveFloat = Field(1.0, description="of the reward, for the baselines tb, db, subtb and fm")
+    z_hidden: tuple[PositiveInt, ...] = Field(
+        (32, 32, 32), min_length=1, description="widths of the hidden layers of pc-tb's network for log Z"
+    )
     replay: Literal["none", "uniform", "prioritised", "pareto"] = Field(  # type: ignore[assignment] # one more
         "none",
         description="learn from earlier objects too; prioritised: half of them from the best tenth; pareto: a share "

@@ -68,13 +68,13 @@ def _name_arrays(arrays: Sequence[Any], path: Path) -> dict[str, Tensor]:
         w.ndim != 2 or b.shape != w.shape[:1] for w, b in zip(*[iter(tensors)] * 2, strict=True)
     ):
         raise DataError(f"{path}: 'params' must be weights and biases in turn")
+    half = len(tensors) // 2
+    if half % 2:
+        raise DataError(f"{path}: 'params' must be as many layers of the policy as of Z, not {half} in all")
     state: dict[str, Tensor] = {}
-    part, layer, width = "model", 0, None
-    for weight, bias in zip(*[iter(tensors)] * 2, strict=True):
-        if width is not None and weight.shape[1] != width and part == "model":
-            part, layer = "Z", 0
-        state[f"{part}.{layer}.weight"], state[f"{part}.{layer}.bias"] = weight, bias
-        layer, width = layer + 2, weight.shape[0]
+    for part, own in (("model", tensors[:half]), ("Z", tensors[half:])):
+        for i, tensor in enumerate(own):
+            state[f"{part}.{i - i % 2}.{'bias' if i % 2 else 'weight'}"] = tensor
     return state
 
 
@@ -254,11 +254,13 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     """The config that the weights belong to; the tables of NAS-Bench-201 and of strings are the user's to name."""
     kind = _kind(state)
     if kind == "grid":
-        side, d, numbers, _ = _grid_sizes(state)
+        side, d, numbers, z_numbers = _grid_sizes(state)
         hidden = [len(state[f"model.{i}.weight"]) for i in numbers[:-1]]
         objective = "pc-tb" if hyperparameters.get("condition") == "preference" else "op-tb"
         task = {"side": side, "objectives": list(GRID[:d])} if 1 < d <= len(GRID) else {"side": side}
-        return {"task": task, "trainer": {"hidden": hidden, "activation": "leaky-relu", "objective": objective}}
+        trainer = {"hidden": hidden, "activation": "leaky-relu", "objective": objective}
+        trainer["z_hidden"] = [len(state[f"Z.{i}.weight"]) for i in z_numbers[:-1]]
+        return {"task": task, "trainer": trainer}
     if kind == "nas":
         widths = [len(v) for k, v in sorted(state.items()) if re.fullmatch(r"pf\.torso\.\d+\.weight", k)]
         return {"trainer": {"hidden": widths, "activation": "relu", "backward": "learned"}}

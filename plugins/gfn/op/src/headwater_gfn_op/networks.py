@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 __all__ = ["PreferencePolicy"]
 
-Z_HIDDEN = (32, 32, 32)
-
 
 class PreferencePolicy(nn.Module):
     """A perceptron that sees the preference beside the state, and another that gives log Z for a preference.
@@ -28,7 +26,7 @@ class PreferencePolicy(nn.Module):
         n_objectives: int,
         hidden: tuple[int, ...],
         activation: str,
-        z_hidden: tuple[int, ...] = Z_HIDDEN,
+        z_hidden: tuple[int, ...] = (32, 32, 32),
     ) -> None:
         super().__init__()
         self.policy = MLPPolicy(n_features + n_objectives + 1, n_actions, n_backward, hidden, activation)

@@ -190,7 +190,8 @@ def op_flow_matching(
     """
     found = log_reward.unsqueeze(0)
     order_of = order(found, torch.ones_like(found, dtype=torch.bool))[0]
-    return (log_inflow - log_outflow).square().mean() + weight * order_of
+    # Where every trajectory stops at once there is no state to match.
+    return (log_inflow - log_outflow).square().sum() / max(len(log_inflow), 1) + weight * order_of
 
 
 def backward_kl(log_pb: Tensor, mask: Tensor, least: float = 1e-7) -> Tensor:

@@ -94,7 +94,7 @@ class OPTrainer(GFlowNetTrainer):
         if type(task).make_policy is not Environment.make_policy and getattr(task.config, "network", "") != "direct":
             raise UsageError(f"pc-tb conditions a perceptron, and {type(task).__name__} has a network of its own")
         sizes = (task.n_features, task.n_actions, task.n_backward, len(task.names))
-        return {"policy": PreferencePolicy(*sizes, config.hidden, config.activation)}
+        return {"policy": PreferencePolicy(*sizes, config.hidden, config.activation, config.z_hidden)}
 
     def setup(self) -> None:
         super().setup()
@@ -237,10 +237,10 @@ class OPTrainer(GFlowNetTrainer):
         log_reward = config.exponent * batch.log_reward
         if config.objective == "fm":
             return flow_matching(*edge_flows(self.environment, self.policy, s, log_reward[rows]))
+        into, out = edge_flows(self.environment, self.policy, s, log_reward[rows])
         inner = ~self.environment.terminal(s)
-        flows = edge_flows(self.environment, self.policy, s[inner], log_reward[rows[inner]])
-        into, _ = edge_flows(self.environment, self.policy, trajectories.last, log_reward)
-        return op_flow_matching(*flows, into, self.order(batch), config.order_weight)
+        found = torch.zeros_like(log_reward, dtype=into.dtype).index_put((rows[~inner],), into[~inner])
+        return op_flow_matching(into[inner], out[inner], found, self.order(batch), config.order_weight)
 
     def _backward_kl(self, s: Tensor, states: AllStates | None) -> Tensor:
         """Mean KL of P_B from the uniform one over visited states ``s`` (M, ...)."""
@@ -294,11 +294,9 @@ class OPTrainer(GFlowNetTrainer):
         """
         environment, archive, config = self.environment, self.archive, self.config
         best = archive.log_reward.double()
-        found = {
-            "best_reward": float(best[0].exp()),
-            "top_100_reward": float(best[:100].exp().mean()),
-            "different": float(archive.different),
-        }
+        found = {"different": float(archive.different)}
+        if len(best):
+            found |= {"best_reward": float(best[0].exp()), "top_100_reward": float(best[:100].exp().mean())}
         if environment.n_modes is not None:
             found["modes"] = float(archive.modes)
         if not isinstance(environment, TableEnvironment):

@@ -102,8 +102,9 @@ class Bag(ObjectiveEnvironment):
 
     def raw_objectives(self, x: Tensor) -> Tensor:
         many = x.amax(1) >= self.config.repeats
-        worth = torch.where(self.modes(x) >= 0, HIGH, torch.where(many, MIDDLE, LOW))
-        return worth.double().unsqueeze(1)
+        worth = torch.tensor([LOW, MIDDLE, HIGH], dtype=torch.float64, device=x.device)
+        kind = torch.where(self.modes(x) >= 0, 2, many.long())
+        return worth[kind].unsqueeze(1)
 
     def describe(self, x: Tensor) -> list[str]:
         return ["".join(letter * n for letter, n in zip(LETTERS, row, strict=False)) for row in x.tolist()]
