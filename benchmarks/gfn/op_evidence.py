@@ -67,6 +67,8 @@ def one_run(folder: Path, part: str, name: str, seed: int, tables: dict[str, Pat
         }
         task, preset = "nas-bench-201", "nas"
     run = headwater.train("gfn-op", folder / "run", task=task, preset=preset, overrides=overrides, force=True)
+    if run.reason != "done":
+        raise SystemExit(f"{part} {name} seed {seed} was {run.reason}; what is finished is kept")
     lines = [line for line in run.metrics() if "valid/different" in line]
     return [{k.removeprefix("valid/"): v for k, v in line.items()} for line in lines]
 
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--tfbind8", type=Path, help="CSV or NPZ with the scores of all DNA strings of eight letters")
     parser.add_argument("--nas", type=Path, help="NPZ with the accuracies of NAS-Bench-201 (acc, columns)")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--grid-seeds", type=int, default=10, help="the grid's runs are short")
+    parser.add_argument("--grid-seeds", type=int, default=5)
     parser.add_argument("--fresh", action="store_true", help="do not keep what was measured before")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "gfn-op-evidence.json")
     parser.add_argument("--figure", type=Path, default=HERE.parents[1] / "docs" / "figures" / "gfn-op-evidence.svg")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from headwater.errors import ConfigError, DataError, PluginError, UsageError
+from headwater_gfn import pareto
+from headwater_gfn.environment import Samples
 from headwater_gfn.evaluation import evaluate
 from headwater_gfn.exact import exact_flows
 from headwater_gfn.objective import detailed_balance, terminate
@@ -170,6 +172,14 @@ def test_objectives_of_the_user_are_taken_by_import_string(monkeypatch):
     assert grid.names == ("branin", "left")
     assert grid.raw_objectives(x)[:, 1].tolist() == [1.0, -1.0]
     assert grid.objectives(x)[:, 1].tolist() == [-1.0, 1.0]
+    branin, left_of = grid.hypervolume_reference
+    assert (branin, left_of) == (0.0, -1.0)
+    samples = Samples(x, grid.log_reward(x))
+    if pareto.available():
+        (a, u), (b, v) = grid.objectives(x).tolist()
+        low, high = sorted([(a, u + 1), (b, v + 1)])
+        expected = low[0] * low[1] + (high[0] - low[0]) * high[1] if low[1] > high[1] else high[0] * high[1]
+        assert grid.metrics(samples)["hypervolume"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

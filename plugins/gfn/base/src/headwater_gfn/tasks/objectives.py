@@ -40,7 +40,9 @@ class ObjectiveConfig(Config):
     )
     floor: PositiveFloat = Field(1e-3, description="log R = log(max(weighted sum of the objectives, floor))")
     hypervolume_reference: tuple[float, ...] | None = Field(
-        None, description="the point above which the hypervolume is measured; 0 without"
+        None,
+        description="the point above which the hypervolume is measured, of objectives turned so that more is better; "
+        "without: 0, or the lowest value of an objective that there is where that is less",
     )
 
 
@@ -95,14 +97,30 @@ class ObjectiveEnvironment(Environment):
         return len(self.names) > 1
 
     @cached_property
-    def front(self) -> Tensor | None:
-        """The true Pareto front (R, D), different points; ``None`` where the objects cannot all be gone through."""
-        if self.n_states is None or not pareto.available():
+    def _everything(self) -> Tensor | None:
+        """The objectives (X, D) of all objects; ``None`` where they cannot all be gone through."""
+        if self.n_states is None:
             return None
         table = TableEnvironment(self)
-        values = self.objectives(table.states[table.n_inner :])
+        return self.objectives(table.states[table.n_inner :])
+
+    @cached_property
+    def front(self) -> Tensor | None:
+        """The true Pareto front (R, D), different points; ``None`` where the objects cannot all be gone through."""
+        values = self._everything
+        if values is None or not pareto.available():
+            return None
         best = values[torch.from_numpy(pareto.non_dominated(values.cpu().numpy()))]
         return torch.unique(best, dim=0)
+
+    @property
+    def hypervolume_reference(self) -> tuple[float, ...]:
+        """The point above which the hypervolume is measured (D)."""
+        given: tuple[float, ...] | None = self.config.hypervolume_reference
+        if given is not None:
+            return given
+        values = self._everything
+        return (0.0,) * len(self.names) if values is None else tuple(values.amin(0).clamp_max(0.0).tolist())
 
     def metrics(self, samples: Samples) -> dict[str, float]:
         """As of every environment; the mean of each objective; with several of them the Pareto metrics."""
@@ -113,8 +131,8 @@ class ObjectiveEnvironment(Environment):
         found |= {f"mean_{name}": float(v) for name, v in zip(self.names, raw.mean(0), strict=True)}
         if self.measurable and pareto.available():
             front = None if self.front is None else self.front.cpu().numpy()
-            reference = self.config.hypervolume_reference or 0.0
-            found |= pareto.front_metrics(self.objectives(samples.x).cpu().numpy(), front, reference)
+            values = self.objectives(samples.x).cpu().numpy()
+            found |= pareto.front_metrics(values, front, self.hypervolume_reference)
         return found
 
     # Files
