@@ -1,10 +1,11 @@
 """What is learned: where the probability goes, what only the order decides, and replay."""
 
 import headwater
+import numpy as np
 import pytest
 import torch
 from headwater import seeding
-from headwater.errors import ConfigError, UsageError
+from headwater.errors import ConfigError, NonFinite, UsageError
 from headwater.resolve import plan
 from headwater_gfn_op.networks import PreferencePolicy
 from headwater_gfn_op.replay import ParetoReplay
@@ -241,3 +242,48 @@ def test_bad_settings_are_refused_by_name(tmp_path, trainer, message):
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "run", trainer=trainer)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("objective", ["op-tb", "op-db", "op-subtb", "op-fm", "pc-tb"])
+def test_every_precision_trains_and_samples(tmp_path, objective, precision):
+    overrides = {
+        "task": {"side": 6},
+        "trainer": {"hidden": [8], "batch_size": 4, "objective": objective, "updates_per_batch": 2},
+        "fit": {"max_steps": 3, "accelerator": "cpu", "precision": precision},
+    }
+    run = headwater.train("gfn-op", tmp_path / "run", overrides=overrides)
+    assert len(next(iter(headwater.load(run, device="cpu").sample(3)))) == 3
+
+
+# OP-TB on the grid collapses onto one object instead, at which its loss is finite and flat.
+@pytest.mark.parametrize(
+    ("name", "task", "objective"),
+    [
+        ("objective-grid", {"side": 6}, "op-db"),
+        ("objective-grid", {"side": 6}, "op-subtb"),
+        ("strings", {"length": 3}, "op-tb"),
+        ("strings", {"length": 3}, "op-db"),
+    ],
+)
+def test_a_diverging_network_stops_the_run(tmp_path, name, task, objective):
+    overrides = {
+        "task": task,
+        "trainer": {"learning_rate": 1e18, "hidden": [8], "batch_size": 4, "objective": objective},
+        "fit": {"max_steps": 60, "log_every": 5, "accelerator": "cpu"},
+    }
+    with pytest.raises(NonFinite, match="learning rate"):
+        headwater.train("gfn-op", tmp_path / "run", task=name, overrides=overrides)
+
+
+def test_the_preset_of_cells_augments_and_clips(tmp_path):
+    np.savez(tmp_path / "t.npz", acc=np.random.default_rng(0).random(15625))
+    overrides = {
+        "task": {"table": str(tmp_path / "t.npz")},
+        "trainer": {"hidden": [8], "updates_per_batch": 2, "decay_steps": 3},
+        "fit": {"max_steps": 3, "accelerator": "cpu"},
+    }
+    run = headwater.train("gfn-op", tmp_path / "run", task="nas-bench-201", preset="nas", overrides=overrides)
+    metrics = found(run)
+    assert metrics["different"] > 20
+    assert 0 < metrics["best_reward"] <= 1

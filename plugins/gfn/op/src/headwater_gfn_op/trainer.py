@@ -77,7 +77,10 @@ class OPBatch(Batch):
 
 
 class OPTrainer(GFlowNetTrainer):
-    """OP-TB, OP-DB, OP-SubTB and OP-FM; TB, DB, SubTB, FM and preference-conditioned TB on the same rollouts."""
+    """OP-TB, OP-DB, OP-SubTB and OP-FM; TB, DB, SubTB, FM and preference-conditioned TB on the same rollouts.
+
+    With several processes each orders its own share of the batch.
+    """
 
     config: OPConfig
 
