@@ -72,7 +72,8 @@ def test_at_the_exact_flows_the_objectives_are_zero(environment, generator):
     policy = TablePolicy(flows.log_pf, flows.log_pb, flows.log_flow)
     table = numbered(table)
     trajectories = roll_out(table, policy, 64, generator)
-    terms = evaluate(table, policy, trajectories)
+    with torch.no_grad():
+        terms = evaluate(table, policy, trajectories)
     log_reward = table.log_reward(trajectories.last).double()
     flow = terminate(terms.log_flow, log_reward, trajectories.length)
     assert float(detailed_balance(terms.log_pf, terms.log_pb, flow, trajectories.length)) < 1e-10
