@@ -32,6 +32,20 @@ def headwater_tasks() -> list[TaskEntry]:
             config="headwater_gfn.tasks.bits:BitSequenceConfig",
         ),
         TaskEntry(
+            name="strings",
+            kind=KIND,
+            summary="Strings of one length with scores from a table, from your functions, or from a ranking",
+            task="headwater_gfn.tasks.strings:Strings",
+            config="headwater_gfn.tasks.strings:StringsConfig",
+        ),
+        TaskEntry(
+            name="tfbind8",
+            kind=KIND,
+            summary="DNA of eight letters with the measured binding of your table",
+            task="headwater_gfn.tasks.strings:TFBind8",
+            config="headwater_gfn.tasks.strings:TFBind8Config",
+        ),
+        TaskEntry(
             name="fragments",
             kind=KIND,
             summary="Molecules built from fragments, rewarded by QED, SA, logP, the sEH proxy, or your own scorer",
