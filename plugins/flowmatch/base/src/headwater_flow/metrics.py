@@ -11,18 +11,17 @@ from torch import Tensor
 
 from headwater_flow.solvers import Velocity, uniform_grid
 
+# Here and not where they are used: their import draws from the global random generators, which would then be in another
+# state in the middle of a run, on first use, than in the same run resumed.
+try:
+    import ot
+    from sklearn.metrics.pairwise import rbf_kernel
+except ImportError as error:
+    raise PluginError("distances between clouds need: pip install 'headwater-flow[ot]'") from error
+
 __all__ = ["mmd", "normalised_path_energy", "path_energy", "sliced_wasserstein", "straightness", "wasserstein"]
 
 GAMMAS = (2.0, 1.0, 0.5, 0.1, 0.01, 0.005)
-
-
-def _needs(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PluginError("distances between clouds need: pip install 'headwater-flow[ot]'") from error
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:
@@ -38,7 +37,6 @@ def wasserstein(a: Tensor, b: Tensor, power: int = 2) -> float:
         >>> round(wasserstein(x, x + torch.tensor([3.0, 0.0, 4.0])), 4)
         5.0
     """
-    ot = _needs("ot")
     cost = ot.dist(_array(a), _array(b), metric="euclidean" if power == 1 else "sqeuclidean")
     found = float(ot.emd2([], [], cost, numItermax=10_000_000))
     return found if power == 1 else float(np.sqrt(max(found, 0.0)))
@@ -46,7 +44,7 @@ def wasserstein(a: Tensor, b: Tensor, power: int = 2) -> float:
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 100, seed: int = 0) -> float:
     """The sliced W_2 over random directions (POT): cheap for any number of points."""
-    return float(_needs("ot").sliced_wasserstein_distance(_array(a), _array(b), n_projections=projections, seed=seed))
+    return float(ot.sliced_wasserstein_distance(_array(a), _array(b), n_projections=projections, seed=seed))
 
 
 def mmd(a: Tensor, b: Tensor, gammas: tuple[float, ...] = GAMMAS) -> float:
@@ -58,9 +56,8 @@ def mmd(a: Tensor, b: Tensor, gammas: tuple[float, ...] = GAMMAS) -> float:
         >>> abs(mmd(x, x)) < 1e-12
         True
     """
-    kernel = _needs("sklearn.metrics.pairwise").rbf_kernel
     x, y = _array(a), _array(b)
-    each = [kernel(x, x, g).mean() + kernel(y, y, g).mean() - 2 * kernel(x, y, g).mean() for g in gammas]
+    each = [rbf_kernel(x, x, g).mean() + rbf_kernel(y, y, g).mean() - 2 * rbf_kernel(x, y, g).mean() for g in gammas]
     return float(np.mean(each))
 
 
