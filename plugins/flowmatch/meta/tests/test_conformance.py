@@ -6,7 +6,6 @@ from headwater.testing.suite import (
     check_metrics_and_report,
     check_read_back,
     check_seeds,
-    check_workers,
 )
 
 pytest.importorskip("anndata", reason="predictions are written as h5ad too")
@@ -29,7 +28,7 @@ def bench(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "check",
-    [check_seeds, check_read_back, check_interrupted_sampling, check_workers, check_metrics_and_report],
+    [check_seeds, check_read_back, check_interrupted_sampling, check_metrics_and_report],
     ids=lambda c: c.__name__.removeprefix("check_"),
 )
 def test_the_flow_conforms_too(bench, check):

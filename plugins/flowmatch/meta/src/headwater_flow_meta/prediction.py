@@ -74,6 +74,7 @@ class Predictor:
             columns.append(torch.eye(len(treatments))[population.treatment])
         return torch.cat(columns).unsqueeze(0).to(self.device) if columns else None
 
+    @torch.no_grad()
     def __call__(
         self,
         population: Population,
@@ -106,7 +107,6 @@ class Predictor:
             cell_types=population.cell_types(self.facts["cell_types"], rows),
         )  # fmt: skip
 
-    @torch.no_grad()
     def _flow(self, x: Tensor, population: Population, generator: torch.Generator, times: Tensor | None) -> Tensor:
         embedding, condition = self.embed(population, generator), self.condition(population)
         if self.gaussian:
