@@ -47,14 +47,17 @@ def subsample(x: Tensor, points: int, seed: int = 0) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:points]]
 
 
-def scores(a: Tensor, b: Tensor, points: int, which: Sequence[str] = METRICS) -> dict[str, float]:
+def scores(
+    a: Tensor, b: Tensor, points: int, which: Sequence[str] = METRICS, *, paired: bool = False
+) -> dict[str, float]:
     """Distances of a prediction ``a`` (N, D) from the truth ``b`` (M, D).
 
     Transport and kernels, whose cost grows with the square of the points and worse, are of at most ``points`` of each
-    cloud; all else is of all points. ``r2`` is left out where it has no value.
+    cloud, the same rows of both where these are ``paired``; all else is of all points. ``r2`` is left out where it has
+    no value.
     """
     a, b = a.double(), b.double()
-    few_a, few_b = subsample(a, points, 0), subsample(b, points, 1)
+    few_a, few_b = subsample(a, points, 0), subsample(b, points, 0 if paired else 1)
     found: dict[str, float] = {}
     if "w1" in which:
         found["w1"] = wasserstein(few_a, few_b, 1)

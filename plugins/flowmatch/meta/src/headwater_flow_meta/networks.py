@@ -134,7 +134,7 @@ class PopulationEmbedding(nn.Module):
         for i, layer in enumerate(self.layers[:-1]):
             z = layer(z if graph is None else graph(z))
             if not (self.official_linear and i == 0):
-                z = z.relu_()
+                z = z.relu()
         if graph is not None:
             pooled = graph.pooled(z)
         elif mask is None:
@@ -192,13 +192,13 @@ class VelocityField(nn.Module):
             own = [times, *own]
         columns = torch.cat(own, -1)
         h = F.linear(columns, weight[:, start : start + columns.shape[-1]])
-        h = h + (shared if shared.ndim == 1 else shared.unsqueeze(1))
-        h = F.selu(h, inplace=True)
+        # Two dimensions from here on: in three, a layer's output is a view, and changing one in place costs a copy.
+        h = F.selu(h + (shared if shared.ndim == 1 else shared.unsqueeze(1))).flatten(0, -2)
         for layer in self.hidden:
             z = layer(h)
             h = F.selu(z + h if self.skips else z, inplace=True)
         out: Tensor = self.last(h)
-        return out
+        return out.view_as(y)
 
 
 class ICNN(nn.Module):

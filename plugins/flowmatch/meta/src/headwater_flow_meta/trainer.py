@@ -109,7 +109,9 @@ class PopulationTrainer(Trainer):
         found = []
         for population in populations:
             cloud = predictor(population, VALIDATION_POINTS, generator)
-            found.append(scores(cloud.points, population.target, VALIDATION_POINTS, ("w1", "w2", "mmd")))
+            truth = population.truth(cloud.rows)
+            assert truth is not None
+            found.append(scores(cloud.points, truth, VALIDATION_POINTS, ("w1", "w2", "mmd"), paired=population.paired))
         return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
 
 

@@ -48,6 +48,14 @@ class Population:
         target = None if self.target is None else (self.target - shift) / scale
         return replace(self, source=(self.source - shift) / scale, target=target)
 
+    def truth(self, rows: Tensor) -> Tensor | None:
+        """What a prediction for ``rows`` of the source is compared with: where just these went, if that is known.
+
+        Else it is the whole target. In a paired population this is the published way, and takes the chance of which
+        points were drawn out of the comparison.
+        """
+        return self.target[rows] if self.paired and self.target is not None else self.target
+
     def cell_types(self, names: Sequence[str], rows: Tensor) -> tuple[str, ...]:
         """The names of the cell types of ``rows``, empty without labels."""
         if self.labels is None or not names:
@@ -137,7 +145,9 @@ class PopulationTask(Task):
             if population is None or population.target is None:
                 what = "is no population of the task" if population is None else "has no points after the change"
                 raise DataError(f"{cloud.name!r} {what}, so there is nothing to compare the prediction with")
-            found = scores(cloud.points, population.target, self.config.metric_points)
+            truth = population.truth(cloud.rows)
+            assert truth is not None
+            found = scores(cloud.points, truth, self.config.metric_points, paired=population.paired)
             groups.setdefault(population.group, []).append(found)
         means = [
             {name: float(np.mean([s[name] for s in group if name in s])) for name in group[0]}
