@@ -105,8 +105,8 @@ def nan(found):
 
 def lonely(found):
     keep = ~((found.obs["population"] == "donorC") & (found.obs["time"] == "before"))
-    keep[18 * 3 + 0] = True
-    return found[keep]
+    keep.iloc[2 * 27] = True
+    return found[keep].copy()
 
 
 def other_times(found):
@@ -173,8 +173,11 @@ def test_a_run_on_an_anndata_file_predicts_conditions_files_and_embeds(cells, tm
             next(model.sample(1, condition=condition))
     with pytest.raises(ConfigError, match="not both"):
         next(model.sample(1, condition={"population": "donorA/x", "file": str(path)}))
-    written = model.apply("predict", path, tmp_path / "all.h5ad")
-    assert [c.name for c in model.task.read(written)] == [f"donor{d}" for d in "ABCDE"]
+    with pytest.raises(UsageError, match=r"names no treatment that the run knows \(x, y\)"):
+        model.apply("predict", path, tmp_path / "all.h5ad")  # all that the file has before the change is a control
+    chosen = {"operation": {"treatment": "y"}}
+    written = model.apply("predict", path, tmp_path / "all.h5ad", overrides=chosen, force=True)
+    assert [(c.name, c.treatment) for c in model.task.read(written)] == [(f"donor{d}", "y") for d in "ABCDE"]
     table = model.apply("embed", path, tmp_path / "embeddings.csv").read_text().splitlines()
     assert len(table) == 6
     assert np.linalg.norm([float(v) for v in table[1].split(",")[1:]]) == pytest.approx(1, abs=1e-5)

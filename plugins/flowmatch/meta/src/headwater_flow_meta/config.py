@@ -91,6 +91,7 @@ class PredictConfig(SolveConfig):
     """Predictions for given populations."""
 
     points: PositiveInt | None = Field(None, description="points of each cloud, at most; all without")
+    treatment: str | None = Field(None, description="treatment of all populations, in the place of their own")
 
 
 class EmbedConfig(Config):

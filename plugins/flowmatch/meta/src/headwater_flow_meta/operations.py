@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from headwater import Operation, UsageError, Writer
 from torch import Tensor
 
+from headwater_flow_meta.prediction import treatment_index
 from headwater_flow_meta.sampler import predictor_of
 from headwater_flow_meta.tasks.files import SUFFIXES, read_sources
 from headwater_flow_meta.tasks.populations import Cloud, Population
@@ -30,6 +32,13 @@ class OfPopulations(Operation):
 
 class Predict(OfPopulations):
     """The cloud after the change, of every population."""
+
+    def read(self, path: Path) -> list[Population]:
+        found = super().read(path)
+        if self.config.treatment is None:
+            return found
+        number = treatment_index(self.config.treatment, self.facts["treatments"])
+        return [replace(population, treatment=number) for population in found]
 
     def apply(self, items: Sequence[Population], generator: torch.Generator) -> list[Cloud]:
         return [self.predictor(population, self.config.points, generator) for population in items]

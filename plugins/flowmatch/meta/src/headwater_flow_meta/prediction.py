@@ -71,8 +71,22 @@ class Predictor:
             known = torch.tensor([name == population.name for name in seen], dtype=torch.float32)
             columns.append(known if bool(known.any()) else torch.full((len(seen),), 1 / len(seen)))
         if treatments:
-            columns.append(torch.eye(len(treatments))[population.treatment])
+            columns.append(torch.eye(len(treatments))[self.treatment(population)])
         return torch.cat(columns).unsqueeze(0).to(self.device) if columns else None
+
+    def treatment(self, population: Population) -> int:
+        """The number of a population's treatment.
+
+        Raises:
+            UsageError: nothing says which of several it is.
+        """
+        treatments = self.facts["treatments"]
+        if population.treatment is None and len(treatments) > 1:
+            raise UsageError(
+                f"{population.where} names no treatment that the run knows ({', '.join(treatments[:8])}): give it a "
+                "column 'treatment', or say --condition treatment=NAME (sample) or --set operation.treatment=NAME (apply)"
+            )
+        return population.treatment or 0
 
     @torch.no_grad()
     def __call__(
@@ -103,7 +117,7 @@ class Predictor:
         moved = (moved * self.scale + self.shift).cpu()
         return Cloud(
             name=population.name, points=moved, rows=rows.cpu(), features=tuple(self.facts["features"]),
-            treatment=self.facts["treatments"][population.treatment] if self.facts["treatments"] else "",
+            treatment=self.facts["treatments"][self.treatment(population)] if self.facts["treatments"] else "",
             cell_types=population.cell_types(self.facts["cell_types"], rows),
         )  # fmt: skip
 

@@ -197,7 +197,7 @@ class FlowTrainer(PopulationTrainer):
         if self.config.model == "cgfm":
             columns.append(nn.functional.one_hot(torch.tensor(chosen), len(self.populations)))
         if self.task.treatments:
-            treatment = torch.tensor([self.populations[i].treatment for i in chosen])
+            treatment = torch.tensor([self.populations[i].treatment or 0 for i in chosen])
             columns.append(nn.functional.one_hot(treatment, len(self.task.treatments)))
         return torch.cat(columns, 1).float() if columns else None
 

@@ -275,13 +275,8 @@ def _populations(
     return found
 
 
-def _treatment(given: Sequence[str], known: Sequence[str], where: str) -> int:
-    """The one treatment of a population; 0 where the file does not say, for the condition or the only one."""
-    if not known or not given:
-        return 0
+def _treatment(given: Sequence[str], known: Sequence[str], where: str) -> int | None:
+    """The one treatment of a population; ``None`` where the file names none that was trained on, as for a control."""
     if len(given) > 1:
         raise UsageError(f"{where} has {len(given)} treatments, {given[0]!r} and {given[1]!r}; give each its own name")
-    if given[0] not in known:
-        # Cells before the change bear the name of the control, which is no treatment.
-        return 0
-    return list(known).index(given[0])
+    return list(known).index(given[0]) if given and given[0] in known else None

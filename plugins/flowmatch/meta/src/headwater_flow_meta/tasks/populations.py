@@ -30,15 +30,16 @@ SPLITS = ("train", "valid", "test")
 class Population:
     """One population: points ``source`` (n, D) before the change and ``target`` (m, D) after it, float32.
 
-    ``labels`` (n,) are the cell types of the source by number, ``treatment`` is one by number. ``paired`` says that row
-    i became row i. ``group`` is what metrics are averaged within first (the culture). ``where`` names file and place.
+    ``labels`` (n,) are the cell types of the source by number, ``treatment`` is one by number, ``None`` where the file
+    does not say. ``paired`` says that row i became row i. ``group`` is what metrics are averaged within first (the
+    culture). ``where`` names file and place.
     """
 
     name: str
     source: Tensor
     target: Tensor | None = None
     labels: Tensor | None = None
-    treatment: int = 0
+    treatment: int | None = 0
     paired: bool = False
     group: str = ""
     where: str = ""
