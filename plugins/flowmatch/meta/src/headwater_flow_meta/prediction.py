@@ -84,7 +84,8 @@ class Predictor:
         if population.treatment is None and len(treatments) > 1:
             raise UsageError(
                 f"{population.where} names no treatment that the run knows ({', '.join(treatments[:8])}): give it a "
-                "column 'treatment', or say --condition treatment=NAME (sample) or --set operation.treatment=NAME (apply)"
+                "column 'treatment', or say which by --condition treatment=NAME (sample) or "
+                "--set operation.treatment=NAME (apply)"
             )
         return population.treatment or 0
 
