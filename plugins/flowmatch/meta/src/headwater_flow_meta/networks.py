@@ -170,6 +170,10 @@ class VelocityField(nn.Module):
         self.embedding, self.condition, self.skips, self.time_features = embedding, condition, skips, time_features
         inputs = embedding + time_features + 2 * space_features + dim + condition
         self.first = nn.Linear(inputs, hidden)
+        with torch.no_grad():
+            # The entries of a unit vector are small beside the other inputs; its columns start as much larger, so that
+            # the embedding is heard from the first step.
+            self.first.weight[:, :embedding] *= max(embedding, 1) ** 0.5
         self.hidden = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers - 1))
         self.last = nn.Linear(hidden, dim)
         self.frequencies: Tensor
