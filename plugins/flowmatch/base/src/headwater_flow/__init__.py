@@ -1,0 +1,1 @@
+"""Flow matching in parts that compose: schedules, paths, couplings, losses, solvers, likelihood, metrics."""
