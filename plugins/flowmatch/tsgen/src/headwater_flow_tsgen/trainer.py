@@ -66,11 +66,16 @@ class TSGenTrainer(Trainer):
 
     @classmethod
     def facts(cls, config: TSGenConfig, task: Any) -> dict[str, Any]:
-        """The elements of the data, and held-out reactions to generate when no condition is given."""
+        """The elements of the data, held-out reactions to generate when no condition is given, and how the flow starts."""
         parts = task.parts()
         kept = parts["test"] or parts["val"] or parts["train"]
         everything = [reaction for part in parts.values() for reaction in part]
-        return {"elements": elements_of(everything), "held_out": [facts_of(r) for r in kept[: config.held_out]]}
+        names = ("network", "prior", "prior_scale", "centred", "fragments", "reflections")
+        return {
+            "elements": elements_of(everything),
+            "held_out": [facts_of(reaction) for reaction in kept[: config.held_out]],
+            "flow": {name: getattr(config, name) for name in names},
+        }
 
     @classmethod
     def build(cls, config: TSGenConfig, task: Any, facts: Mapping[str, Any]) -> dict[str, nn.Module]:

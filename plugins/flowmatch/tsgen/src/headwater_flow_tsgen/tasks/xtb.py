@@ -46,7 +46,7 @@ from headwater_flow_tsgen.tasks.formats import read_xyz, write_xyz
 from headwater_flow_tsgen.tasks.reaction import Reaction
 from headwater_flow_tsgen.tasks.smiles import embed, follow, parse
 
-__all__ = ["MOLECULES", "Candidate", "attempt", "candidates", "edits", "make"]
+__all__ = ["MOLECULES", "Candidate", "attempt", "candidates", "edits", "make", "read_molecules"]
 
 MOLECULES = (
     "CC=O", "C=CO", "NC=O", "OC=O", "C=C=O", "CC#N", "C=C=C", "CC#C", "C=CC", "C1CC1", "C1CO1", "C1CN1", "CC=N", "C=CN",
@@ -70,10 +70,9 @@ class Candidate:
     product: str
     changes: tuple[tuple[int, int, int], ...]
 
-    @property
-    def key(self) -> str:
-        """A short name that depends on nothing but the candidate."""
-        return hashlib.sha256(repr((self.smiles, self.changes)).encode()).hexdigest()[:12]
+    def key(self, *settings: float) -> str:
+        """A short name that depends on the candidate and ``settings`` alone."""
+        return hashlib.sha256(repr((self.smiles, self.changes, *settings)).encode()).hexdigest()[:12]
 
 
 def _molecule(smiles: str, where: str = "") -> Any:
@@ -192,7 +191,7 @@ def edits(smiles: str, cycles: Sequence[int] = (4, 6), most: int = 40) -> list[C
             skeleton = sum(bool(heavy[i] and heavy[j]) for i, j, _ in changes)
             made = Candidate(smiles, text, changes)
             hydrogen = any(not heavy[i] and not heavy[j] for i, j in formed)
-            rank = (hydrogen, length, skeleton, made.key)
+            rank = (hydrogen, length, skeleton, made.key())
             if text not in found or rank < found[text][0]:
                 found[text] = (rank, made)
     return [candidate for _, candidate in sorted(found.values())][:most]
@@ -297,7 +296,7 @@ def attempt(candidate: Candidate, *, seed: int = 0, highest_barrier: float = 150
     x_r = minima[0].positions - minima[0].positions.mean(0)
     return Reaction(
         numbers=numbers, reactant=x_r, ts=_aligned(found.positions, x_r), product=_aligned(minima[1].positions, x_r),
-        name=candidate.key, group=candidate.smiles, barrier=barrier,
+        name=candidate.key(), group=candidate.smiles, barrier=barrier,
         info={
             "reaction": f"{candidate.smiles}>>{candidate.product}",
             "ends": ("other", "one", "both")[matches],
@@ -321,7 +320,7 @@ def _try(candidate: Candidate, seed: int, highest: float, folder: str) -> str:
         found = attempt(candidate, seed=seed, highest_barrier=highest)
     except Exception as error:  # one molecule that a package cannot do must not end the others
         found = f"{type(error).__name__}: {error}".splitlines()[0]
-    path = Path(folder) / candidate.key
+    path = Path(folder) / candidate.key(seed, highest)
     if isinstance(found, Reaction):
         write_xyz([found], path.with_suffix(".part"))
         path.with_suffix(".part").rename(path.with_suffix(".xyz"))
@@ -333,24 +332,26 @@ def _try(candidate: Candidate, seed: int, highest: float, folder: str) -> str:
 def make(
     out: Path, molecules: Sequence[str], *, count: int, most: int, workers: int, seed: int, highest_barrier: float
 ) -> Path:
-    """Fill ``out/reactions.xyz`` with up to ``count`` reactions of ``molecules``; go on where an earlier call stopped.
+    """Write up to ``count`` reactions of ``molecules`` to ``out/reactions.xyz``; go on where an earlier call stopped.
 
-    Every outcome stays in ``out/attempts``: a reaction as extended XYZ, a failure as a line of text. Attempts that are
-    there are not made again, whatever order the processes finish in.
+    Every outcome is kept, a reaction as extended XYZ and a failure as a line of text: in ``out.parts/attempts`` until
+    enough are there, then in ``out/attempts``. What was tried under the same settings is not tried again.
 
     Raises:
         DataError: a molecule cannot be computed, or no attempt succeeds.
     """
     need("tblite", "sella", "rdkit", what="making reactions")
-    folder = out / "attempts"
+    parts = out.with_name(f"{out.name}.parts")
+    folder = parts / "attempts"
     folder.mkdir(parents=True, exist_ok=True)
-    tried = candidates(molecules, most)
+    tried = {candidate.key(seed, highest_barrier): candidate for candidate in candidates(molecules, most)}
     if not tried:
         raise DataError("no edit of these molecules gives another closed-shell molecule")
 
     def outcomes() -> tuple[list[Path], list[Candidate]]:
-        good = [folder / f"{c.key}.xyz" for c in tried if (folder / f"{c.key}.xyz").exists()]
-        return good, [c for c in tried if not any((folder / f"{c.key}{s}").exists() for s in (".xyz", ".txt"))]
+        good = [folder / f"{key}.xyz" for key in tried if (folder / f"{key}.xyz").exists()]
+        done = {path.stem for path in folder.iterdir() if path.suffix in (".xyz", ".txt")}
+        return good, [candidate for key, candidate in tried.items() if key not in done]
 
     good, left = outcomes()
     found = len(good)
@@ -383,9 +384,10 @@ def make(
     if not good:
         reasons = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
         raise DataError(f"none of {len(reasons)} attempts gave a reaction; the first ended with: {reasons[0]}")
-    path = out / "reactions.xyz"
+    path = parts / "reactions.xyz"
     write_xyz(_different([reaction for file in good for reaction in read_xyz(file)])[:count], path)
-    return path
+    parts.rename(out)
+    return out / path.name
 
 
 def _different(reactions: Sequence[Reaction]) -> list[Reaction]:
@@ -396,3 +398,24 @@ def _different(reactions: Sequence[Reaction]) -> list[Reaction]:
         rounded = tuple(sorted(round(barrier / 0.05) for barrier in both))
         kept.setdefault((tuple(sorted(reaction.numbers.tolist())), rounded), reaction)
     return list(kept.values())
+
+
+def read_molecules(path: Path) -> list[str]:
+    """One SMILES a line; each is checked.
+
+    Raises:
+        DataError: the file is missing, empty, or a line is no molecule that the recipe can compute.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            _molecule(words[0], f"{path}, line {number}")
+            found.append(words[0])
+    if not found:
+        raise DataError(f"{path} has no SMILES")
+    return found
