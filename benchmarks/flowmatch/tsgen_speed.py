@@ -162,7 +162,7 @@ def main() -> None:
         pair = Pair(name, 4 if arguments.quick else 32, 16)
         label = f"{name}, training step, N = 16, B = {len(pair.t)}"
         measured.append(compare(label, lambda p=pair: p.step(0), lambda p=pair: p.step(1), repeats))
-        count, few, steps = (8, 2, 2) if arguments.quick else (256, 16, 20)
+        count, few, steps = (8, 2, 2) if arguments.quick else (256, 4, 20)
         pair = Pair(name, count, 16)
         # The plain one does one reaction at a time, as published; a part of them is measured and scaled up.
         for batch in (1, few):

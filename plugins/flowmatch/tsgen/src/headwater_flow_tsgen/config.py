@@ -39,7 +39,10 @@ class TSGenConfig(Config):
         description="pairing of TS and noise in a molecule: rotate the TS onto it, or permute its points (as dynOT)",
     )
     path: Literal["linear", "cosine", "vp"] = Field("linear", description="schedule between start and TS")
-    times: Literal["uniform", "beta"] = Field("beta", description="times in training: U[0,1] (v1), Beta(0.8, 0.8) (v3)")
+    times: Literal["uniform", "beta", "start"] = Field(
+        "beta",
+        description="times in training: U[0,1] (v1), Beta(0.8, 0.8) (v3); start: t = 0 alone, a regression without flow",
+    )
     reflections: bool = Field(
         False, description="align TS and product to the reactant as mirror images too, as v1 does: loses handedness"
     )

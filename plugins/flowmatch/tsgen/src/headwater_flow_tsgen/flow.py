@@ -31,11 +31,13 @@ def path_of(name: str) -> AffinePath:
 
 
 def times(n: int, kind: str, path: str, generator: torch.Generator) -> Tensor:
-    """Training times (n,): U[0, 1] (v1) or Beta(0.8, 0.8) kept within [1e-6, 1 - 1e-6] (v3).
+    """Training times (n,): U[0, 1] (v1) or Beta(0.8, 0.8) kept within [1e-6, 1 - 1e-6] (v3); 0 for ``start``.
 
     Stratified, which leaves the distribution of each time as it is. VP keeps 1e-5 from t = 1, where its velocity has a
     pole.
     """
+    if kind == "start":
+        return torch.zeros(n)
     t = draw_times(n, generator, quantile=beta(0.8) if kind == "beta" else uniform)
     return clamp(t, 1e-5) if path == "vp" else clamp(t, 1e-6)
 

@@ -36,15 +36,24 @@ class Draw(NamedTuple):
 
 
 def build_network(config: TSGenConfig, species: int) -> nn.Module:
-    """The untrained network of a config."""
+    """The untrained network of a config.
+
+    Around a midpoint velocities are small, so the read-out starts small too: the first guess is the midpoint.
+    """
+    network: MolGen | TSGen
     if config.network == "molgen":
-        return MolGen(
+        network = MolGen(
             species, config.width, config.layers, config.heads, config.feed_forward, conditioned=config.conditioned
         )
-    return TSGen(
-        species, config.width, config.pair_width, config.layers, config.heads, config.feed_forward,
-        conditioned=config.conditioned,
-    )  # fmt: skip
+    else:
+        network = TSGen(
+            species, config.width, config.pair_width, config.layers, config.heads, config.feed_forward,
+            conditioned=config.conditioned,
+        )  # fmt: skip
+    if config.prior == "midpoint":
+        with torch.no_grad():
+            network.out.mul_(0.01)
+    return network
 
 
 def pool(reactions: Sequence[Reaction], elements: Sequence[int], config: TSGenConfig, at_least: int = 1) -> list[Frames]:
