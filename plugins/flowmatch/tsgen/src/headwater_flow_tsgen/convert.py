@@ -221,7 +221,6 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
         "layers": sizes["layers"],
         "heads": sizes["heads"],
         "feed_forward": sizes["ff"],
-        "n_species": sizes["n_species"],
         "path": {"gvp": "cosine", "vp": "vp"}.get(path, "linear"),
         "prior": "noise",
         "prior_scale": float(hyperparameters.get("x0std", 1.0)),

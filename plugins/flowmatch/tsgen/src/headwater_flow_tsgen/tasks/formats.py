@@ -170,9 +170,9 @@ def read_xyz(path: Path, faults: Faults = None) -> list[Reaction]:
 
 
 def structure(numbers: np.ndarray, x: np.ndarray, info: dict[str, Any], **columns: np.ndarray) -> Atoms:
-    """One frame with its keys and further columns, ready to be written."""
+    """One frame with its keys and further columns, ready to be written; empty texts have no form in extended XYZ."""
     atoms = Atoms(numbers, x)
-    atoms.info.update(info)
+    atoms.info.update({name: value for name, value in info.items() if value != ""})
     for name, values in columns.items():
         atoms.arrays[name] = values
     return atoms
@@ -265,19 +265,19 @@ def read_transition1x(path: Path, faults: Faults = None) -> list[Reaction]:
 def _transition1x_reaction(rxn: Any, where: str, name: str, formula: str, part: str) -> Reaction:
     numbers = np.asarray(rxn["atomic_numbers"]) if "atomic_numbers" in rxn else None
     ends, energy = {}, {}
-    for part in ("reactant", "transition_state", "product"):
-        if part not in rxn:
-            raise DataError(f"{where} has no group {part}")
-        group = rxn[part]
+    for end in ("reactant", "transition_state", "product"):
+        if end not in rxn:
+            raise DataError(f"{where} has no group {end}")
+        group = rxn[end]
         if "positions" not in group:
-            raise DataError(f"{where}/{part} has no positions")
+            raise DataError(f"{where}/{end} has no positions")
         z = np.asarray(group["atomic_numbers"]) if "atomic_numbers" in group else numbers
         if z is None:
             raise DataError(f"{where} has no atomic_numbers")
-        ends[part] = Atoms(z, np.asarray(group["positions"], dtype=np.float64).reshape(-1, len(z), 3)[-1])
+        ends[end] = Atoms(z, np.asarray(group["positions"], dtype=np.float64).reshape(-1, len(z), 3)[-1])
         for key in ("wB97x_6-31G(d).energy", "wB97x_6-31G(d)"):
             if key in group:
-                energy[part] = float(np.asarray(group[key]).ravel()[-1])
+                energy[end] = float(np.asarray(group[key]).ravel()[-1])
                 break
     known = "reactant" in energy and "transition_state" in energy
     return join_ends(

@@ -61,7 +61,7 @@ def read_guesses(path: Path) -> list[Guess]:
         info = ts.info
         reaction = join_ends(
             members["R"], members["P"], members.get("REF"), where=f"{path}, reaction {rxn}",
-            name=str(info.get("name", rxn)), group=str(info.get("group", "")),
+            name=str(info.get("name", "")), group=str(info.get("group", "")),
             barrier=float(info["barrier_kcal"]) if "barrier_kcal" in info else None,
         )  # fmt: skip
         found.append(
