@@ -140,7 +140,7 @@ class Plain(nn.Module):
 
     def edges(self, x: Tensor) -> Tensor:
         """Edges (2, E) of every structure for itself, sender first."""
-        b, frames, n, _ = x.shape
+        _, frames, n, _ = x.shape
         near = (torch.cdist(x, x) < CUTOFF) & ~torch.eye(n, dtype=torch.bool)
         molecule, frame, i, j = near.nonzero().T
         start = (molecule * frames + frame) * n
@@ -265,7 +265,6 @@ class PlainMolGen(Plain):
         self.cond_to_emb_f, self.cond_to_emb_r = nn.Linear(3, d), nn.Linear(3, d)
 
     def forward(self, x: Tensor, t: Tensor, onehot: Tensor) -> Tensor:
-        b, _, n, _ = x.shape
         edges = self.edges(x[:, 1:2].expand_as(x))
         flat, t = x.reshape(-1, 3), t[:, None, None].expand(x.shape[:3]).reshape(-1)
         one = onehot.reshape(-1, 5)

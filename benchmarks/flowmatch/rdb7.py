@@ -3,9 +3,9 @@
     python benchmarks/flowmatch/rdb7.py --table rdb7_r_ts_p.npz --minutes 120 --arms midpoint
     python benchmarks/flowmatch/rdb7.py --table rdb7_r_ts_p.npz --minutes 20            # all arms, the ablation
 
-Training goes in slices, each a ``headwater train`` or ``resume``; stopped at any point, the same command goes on. After
-each slice the curve is drawn anew: ``benchmarks/results/flow-tsgen-rdb7.json`` and
-``docs/figures/flow-tsgen-rdb7.svg``. ``--minutes`` counts the seconds of the training loop, on whatever machine that is.
+Training goes in slices, each a ``headwater train`` or ``resume``; stopped at any point, the same command goes on.
+After each slice the curve is drawn anew: ``benchmarks/results/flow-tsgen-rdb7.json`` and
+``docs/figures/flow-tsgen-rdb7.svg``. ``--minutes`` counts the seconds of the training loop, whatever the machine.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/flowmatch/tsgen_speed.py [--quick] [--repeats 5]
 
-Both run in one process on one thread, in turn, with the same weights, data and noise; first it is checked that both give
-the same velocities, loss and samples to 1e-5 of their size. CPU seconds, medians. A result goes to
+Both run in one process on one thread, in turn, with the same weights, data and noise; first it is checked that both
+give the same velocities, loss and samples to 1e-5 of their size. CPU seconds, medians. A result goes to
 ``benchmarks/results``.
 """
 
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,18 +162,16 @@ def main() -> None:
             raise SystemExit("the two contestants do not compute the same")
         pair = Pair(name, 4 if arguments.quick else 32, 16)
         label = f"{name}, training step, N = 16, B = {len(pair.t)}"
-        measured.append(compare(label, lambda p=pair: p.step(0), lambda p=pair: p.step(1), repeats))
+        measured.append(compare(label, partial(pair.step, 0), partial(pair.step, 1), repeats))
         count, few, steps = (8, 2, 2) if arguments.quick else (256, 4, 20)
         pair = Pair(name, count, 16)
         # The plain one does one reaction at a time, as published; a part of them is measured and scaled up.
+        ours = partial(pair.our_samples, few, few, steps)
         for batch in (1, few):
-            done = compare(
-                f"{name}, {few} of {count} reactions, {steps} Euler steps, plain in batches of {batch}",
-                lambda p=pair, b=batch: p.plain_samples(few, b, steps),
-                lambda p=pair: p.our_samples(few, few, steps), repeats,
-            )  # fmt: skip
-            measured.append(done)
-        whole = statistics.median([cpu_seconds(lambda p=pair: p.our_samples(count, 32, steps)) for _ in range(repeats)])
+            label = f"{name}, {few} of {count} reactions, {steps} Euler steps, plain in batches of {batch}"
+            measured.append(compare(label, partial(pair.plain_samples, few, batch, steps), ours, repeats))
+        all_of_ours = partial(pair.our_samples, count, 32, steps)
+        whole = statistics.median([cpu_seconds(all_of_ours) for _ in range(repeats)])
         plain = statistics.median(measured[-2]["plain"]) * count / few
         batched = statistics.median(measured[-1]["plain"]) * count / few
         label = f"{name}, sampling of {count} reactions, {steps} Euler steps"

@@ -145,7 +145,7 @@ def test_every_key_is_accounted_for(kind):
             continue
         with pytest.raises(DataError):
             from_official({k: v for k, v in state.items() if k != key})
-    with pytest.raises(DataError, match="has no place for: encoder.extra"):
+    with pytest.raises(DataError, match=r"has no place for: encoder\.extra"):
         from_official(state | {"encoder.extra": torch.zeros(1)})
 
 

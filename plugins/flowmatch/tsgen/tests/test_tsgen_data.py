@@ -1,5 +1,6 @@
 """Files of reactions, and what is said of bad ones."""
 
+import itertools
 from pathlib import Path
 
 import h5py
@@ -110,7 +111,10 @@ def rdb7(path, **spoil):
 
 def test_rdb7_tables(tmp_path):
     found = read(rdb7(tmp_path / "t.npz"))
-    assert [(r.name, r.group, r.barrier, r.part) for r in found] == [("3", "A", 10.0, "train"), ("5", "C", 20.0, "test")]
+    assert [(r.name, r.group, r.barrier, r.part) for r in found] == [
+        ("3", "A", 10.0, "train"),
+        ("5", "C", 20.0, "test"),
+    ]
     np.testing.assert_allclose(found[1].ts, X + 0.1, atol=1e-6)
     with pytest.raises(DataError, match="has no split 'source'; it has grouped"):
         read(tmp_path / "t.npz", split="source")
@@ -128,7 +132,7 @@ def test_a_group_is_never_on_two_sides():
     split = XtbReactions(XtbReactionsConfig()).parts()
     groups = [{r.group for r in split[part]} for part in ("train", "val", "test")]
     assert all(groups)
-    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+    assert not any(a & b for a, b in itertools.combinations(groups, 2))
 
 
 def test_mapped_smiles_in_three_dimensions():
@@ -136,7 +140,7 @@ def test_mapped_smiles_in_three_dimensions():
     text = "[CH3:1][C:2](=[O:3])[H:4]>>[CH2:1]=[C:2]([O:3][H:5])[H:4]"
     with pytest.raises(DataError, match="atom 1 has another number of hydrogens in the product"):
         reaction_of("[CH3:1][CH:2]=[O:3]>>[CH2:1]=[CH:2][OH:3]")
-    with pytest.raises(DataError, match="map number 5 is missing in the reactant|another number of hydrogens"):
+    with pytest.raises(DataError, match="another number of hydrogens"):
         reaction_of(text)
     moves = "[H:5][C:1]([H:6])([H:7])[C:2](=[O:3])[H:4]>>[C:1]([H:6])([H:7])=[C:2]([O:3][H:5])[H:4]"
     made = reaction_of(moves)
@@ -176,22 +180,39 @@ def spoiled(change):
     return out
 
 
-BAD = [
-    (lambda f: f.__setitem__(2, Atoms([8, 6, 1, 1], X, info=f[2].info)), "atom 1 is C in the reactant and O in the "
-     "product; the atoms are the same in another order"),
-    (lambda f: f.__setitem__(2, Atoms([7, 8, 1, 1], X, info=f[2].info)), "atom 1 is C .* N in the product; they are not"),
-    (lambda f: f.__setitem__(2, Atoms(Z[:3], X[:3], info=f[2].info)), "the reactant has 4 atoms and the product 3"),
-    (lambda f: f.__setitem__(1, Atoms(Z[::-1], X, info=f[1].info)), "atom 1 is C .* H in the transition state"),
-    (lambda f: f[0].positions.__setitem__(3, X[2] + 0.1), r"reactant: atoms 3 \(H\) and 4 \(H\) overlap, 0.1\d A apart"),
-    (lambda f: f[1].positions.__setitem__((2, 0), np.nan), "transition state: the coordinates of atom 3 are not finite"),
-    (lambda f: f[0].info.update(charge=1), "reactant: its charge is 1"),
-    (lambda f: f[2].info.update(role="R"), "frame 3: a second role=R in reaction 1"),
-    (lambda f: f[2].info.update(role="X"), "frame 3: role=X; it should be R, TS or P"),
-    (lambda f: f.pop(), "reaction 1: no frame with role=P"),
-]  # fmt: skip
+BAD = {
+    "another order": (
+        lambda f: f.__setitem__(2, Atoms([8, 6, 1, 1], X, info=f[2].info)),
+        "atom 1 is C in the reactant and O in the product; the atoms are the same in another order",
+    ),
+    "other atoms": (
+        lambda f: f.__setitem__(2, Atoms([7, 8, 1, 1], X, info=f[2].info)),
+        "atom 1 is C .* N in the product; they are not the same atoms",
+    ),
+    "an atom lost": (
+        lambda f: f.__setitem__(2, Atoms(Z[:3], X[:3], info=f[2].info)),
+        "the reactant has 4 atoms and the product 3",
+    ),
+    "the TS in another order": (
+        lambda f: f.__setitem__(1, Atoms(Z[::-1], X, info=f[1].info)),
+        "atom 1 is C .* H in the transition state",
+    ),
+    "overlap": (
+        lambda f: f[0].positions.__setitem__(3, X[2] + 0.1),
+        r"reactant: atoms 3 \(H\) and 4 \(H\) overlap, 0.1\d A apart",
+    ),
+    "not finite": (
+        lambda f: f[1].positions.__setitem__((2, 0), np.nan),
+        "transition state: the coordinates of atom 3 are not finite",
+    ),
+    "charged": (lambda f: f[0].info.update(charge=1), "reactant: its charge is 1"),
+    "twice": (lambda f: f[2].info.update(role="R"), "frame 3: a second role=R in reaction 1"),
+    "no role": (lambda f: f[2].info.update(role="X"), "frame 3: role=X; it should be R, TS or P"),
+    "no product": (lambda f: f.pop(), "reaction 1: no frame with role=P"),
+}
 
 
-@pytest.mark.parametrize(("change", "message"), BAD)
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_bad_reactions_are_refused_by_name(tmp_path, change, message):
     path = written(tmp_path / "bad.xyz", spoiled(change))
     with pytest.raises(DataError, match=rf"bad\.xyz.*{message}"):
@@ -237,7 +258,10 @@ def test_conditions_name_their_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"reactants": "r.xyz"}, "reactants needs products"), ({"reactants": "a", "products": "b", "smiles": "c"}, "either")],
+    [
+        ({"reactants": "r.xyz"}, "reactants needs products"),
+        ({"reactants": "a", "products": "b", "smiles": "c"}, "either"),
+    ],
 )
 def test_half_a_condition_is_refused(values, message):
     from headwater.config import validate
@@ -263,7 +287,7 @@ def read_like(reaction, z):
 
 def test_the_embedded_reactions_are_what_they_say():
     reactions = XtbReactions(XtbReactionsConfig()).reactions()
-    assert 40 <= len(reactions)
+    assert len(reactions) >= 60
     assert all(r.info["imaginary_cm1"] < -80 and 0.5 < r.barrier < 150 for r in reactions)
     assert len({r.name for r in reactions}) == len(reactions)
 

@@ -270,7 +270,7 @@ def test_without_a_condition_the_ends_do_not_matter():
 
 def test_an_energy_is_a_sum_over_atoms():
     torch.manual_seed(0)
-    network, d, _ = setting("tsgen", torch.float32)
+    _, d, _ = setting("tsgen", torch.float32)
     potential = Potential(5, 12, 8, 2, 3, 10)
     with torch.no_grad():
         energy = run(potential, d, torch.ones(2))

@@ -131,8 +131,8 @@ def test_generate_does_a_file_in_order_and_leaves_out_what_is_bad(model, tmp_pat
     write_xyz(reactions, tmp_path / "in.xyz")
     found = read_guesses(model.apply("generate", tmp_path / "in.xyz", tmp_path / "out.xyz"))
     assert [g.reaction.name for g in found] == [r.name for r in reactions]
-    with pytest.raises(DataError, match="fluor|element with number 9"):
-        spoiled(reactions, tmp_path / "bad.xyz")
+    spoiled(reactions, tmp_path / "bad.xyz")
+    with pytest.raises(DataError, match="element with number 9"):
         model.apply("generate", tmp_path / "bad.xyz", tmp_path / "no.xyz")
     kept = model.apply(
         "generate", tmp_path / "bad.xyz", tmp_path / "some.xyz", overrides={"operation": {"skip_bad": True}}

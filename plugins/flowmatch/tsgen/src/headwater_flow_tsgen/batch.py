@@ -31,8 +31,8 @@ class Frames(NamedTuple):
     """A batch of B reactions of up to N atoms.
 
     ``species`` (B, N) numbers elements; coordinates are (B, N, 3), 0 at padding; ``start`` is where the flow starts.
-    ``mask`` (B, N) and ``fragment`` (B, N) are ``None`` where all rows are atoms, and all atoms are one piece. ``ts`` and
-    ``barrier`` (B,), kcal/mol, are NaN where they are not known.
+    ``mask`` (B, N) and ``fragment`` (B, N) are ``None`` where all rows are atoms, and all atoms are one piece. ``ts``
+    and ``barrier`` (B,), kcal/mol, are NaN where they are not known.
     """
 
     species: Tensor
@@ -46,13 +46,13 @@ class Frames(NamedTuple):
 
     def rows(self, rows: Tensor) -> "Frames":
         """Some of the reactions."""
-        return Frames(*(None if x is None else x[rows] for x in self))
+        return Frames._make(None if x is None else x[rows] for x in self)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Frames":
         """Coordinates in ``dtype``, all on ``device``."""
-        return Frames(
-            *(x if x is None else x.to(device, dtype if x.is_floating_point() else None) for x in self)
-        )  # fmt: skip
+        return Frames._make(
+            x if x is None else x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in self
+        )
 
 
 def elements_of(reactions: Sequence[Reaction]) -> list[int]:
@@ -96,9 +96,9 @@ def collate(reactions: Sequence[Reaction], elements: Sequence[int], fragments: s
         unknown = [z for z in reaction.numbers.tolist() if z not in column]
         if unknown:
             known = " ".join(symbols(np.asarray(elements)))
+            found = symbols(np.asarray(unknown[:1]))[0]
             raise DataError(
-                f"reaction {reaction.name or i + 1} has {symbols(np.asarray(unknown[:1]))[0]}, which this model was not "
-                f"trained on; it knows {known}"
+                f"reaction {reaction.name or i + 1} has {found}, which this model was not trained on; it knows {known}"
             )
         species[i, :size] = [column[z] for z in reaction.numbers.tolist()]
         missing = np.full_like(reaction.reactant, np.nan)
@@ -119,8 +119,8 @@ def place(frames: Frames, prior: str, *, reflections: bool = False) -> Frames:
     """Put a batch into the frame of its flow.
 
     The reactant is centred, the product is aligned to it, and the TS to where the flow starts (``midpoint``) or to the
-    reactant (``noise``), each by the best proper rotation. With ``reflections`` mirror images of product and TS are tried
-    too, as v1's preparation does: then the three need not be of one handedness.
+    reactant (``noise``), each by the best proper rotation. With ``reflections`` mirror images of product and TS are
+    tried too, as v1's preparation does: then the three need not be of one handedness.
     """
     reactant = centre(frames.reactant, frames.mask)
 

@@ -57,7 +57,9 @@ def check_closed_shell(numbers: np.ndarray, charge: int = 0) -> str | None:
         return f"its charge is {charge}; only neutral molecules can be computed here"
     electrons = int(np.sum(numbers))
     if electrons % 2:
-        return f"it has {electrons} electrons, an odd number: an open shell, and only closed shells can be computed here"
+        return (
+            f"it has {electrons} electrons, an odd number: an open shell, and only closed shells can be computed here"
+        )
     return None
 
 
@@ -145,13 +147,20 @@ def vibrations(atoms: Atoms, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def idpp(numbers: np.ndarray, reactant: np.ndarray, product: np.ndarray, images: int = 9) -> list[np.ndarray]:
     """The image-dependent pair potential path (Smidstrup et al. 2014): ``images`` structures, both ends included.
 
-    ``product`` is taken as it stands; align it first.
+    ``product`` is taken as it stands; align it first. Where atoms meet on the straight way, which has no slope to leave
+    by, the structures there are shaken by 0.05 A first, always in the same way.
     """
     from ase.mep import NEB
+    from ase.mep.neb import idpp_interpolate
 
     chain = [Atoms(numbers, reactant) for _ in range(images - 1)] + [Atoms(numbers, product)]
+    rng = np.random.default_rng(0)
     with quietly():
-        NEB(chain).interpolate(method="idpp")
+        NEB(chain).interpolate()
+        for image in chain[1:-1]:
+            if image.get_all_distances()[np.triu_indices(len(image), 1)].min() < 0.2:
+                image.positions += rng.normal(0.0, 0.05, image.positions.shape)
+        idpp_interpolate(chain, traj=None, log=None)
     return [image.positions.copy() for image in chain]
 
 
@@ -176,11 +185,12 @@ def saddle(numbers: np.ndarray, guess: np.ndarray, fmax: float = 0.01, steps: in
     need("sella", "tblite", what="a saddle search")
     from sella import Sella
 
+    silent: Any = None
     atoms = Atoms(numbers, guess)
     atoms.calc = calculator()
     with quietly():
         try:
-            search = Sella(atoms, order=1, internal=False, logfile=None)
+            search = Sella(atoms, order=1, internal=False, logfile=silent)
             converged = bool(search.run(fmax=fmax, steps=steps))
             return Saddle(atoms.positions.copy(), float(atoms.get_potential_energy()), converged, int(search.nsteps))
         except Exception:  # a structure that the Hamiltonian cannot do ends the search, not the batch

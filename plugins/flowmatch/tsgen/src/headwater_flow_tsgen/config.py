@@ -41,7 +41,7 @@ class TSGenConfig(Config):
     path: Literal["linear", "cosine", "vp"] = Field("linear", description="schedule between start and TS")
     times: Literal["uniform", "beta", "start"] = Field(
         "beta",
-        description="times in training: U[0,1] (v1), Beta(0.8, 0.8) (v3); start: t = 0 alone, a regression without flow",
+        description="times in training: U[0,1] (v1), Beta(0.8, 0.8) (v3); start: t = 0 alone, regression without flow",
     )
     reflections: bool = Field(
         False, description="align TS and product to the reactant as mirror images too, as v1 does: loses handedness"
@@ -58,7 +58,9 @@ class TSGenConfig(Config):
     decay_steps: PositiveInt | None = Field(
         None, description="steps over which the rate falls to 1 % along a cosine; constant without"
     )
-    held_out: PositiveInt = Field(64, description="reactions that are not trained on and stay with the run, for samples")
+    held_out: PositiveInt = Field(
+        64, description="reactions that are not trained on and stay with the run, for samples"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

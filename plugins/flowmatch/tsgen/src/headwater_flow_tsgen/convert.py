@@ -76,9 +76,7 @@ def from_official(state: Mapping[str, Tensor], **hyperparameters: Any) -> dict[s
     Raises:
         DataError: a key is missing, left over, or of a shape that does not fit.
     """
-    potential = {
-        k.removeprefix("potential_model."): v for k, v in state.items() if k.startswith("potential_model.")
-    }
+    potential = {k.removeprefix("potential_model."): v for k, v in state.items() if k.startswith("potential_model.")}
     own = {k: v for k, v in state.items() if not k.startswith("potential_model.")}
     modules: dict[str, nn.Module] = {"network": _network(own)}
     if potential:
@@ -131,7 +129,8 @@ def _perceptron(target: str, source: str) -> list[tuple[str, str]]:
 
 
 def _network(state: Mapping[str, Tensor], *, scalar: bool = False) -> nn.Module:
-    sizes, keys = _sizes(state), _Keys(state)
+    sizes: dict[str, Any] = _sizes(state)
+    keys = _Keys(state)
     dtype = keys["encoder.embed_atom.weight"].dtype
     molgen = _is_molgen(state)
     if molgen:
@@ -167,7 +166,9 @@ def _network(state: Mapping[str, Tensor], *, scalar: bool = False) -> nn.Module:
     used, unused = ("decoder.Oh", "decoder.Ov") if scalar else ("decoder.Ov", "decoder.Oh")
     made["out"] = keys[used]
     if unused in state and keys[unused].numel():
-        raise DataError(f"{unused} has {keys[unused].numel()} numbers; a network has either scalars or vectors at its end")
+        raise DataError(
+            f"{unused} has {keys[unused].numel()} numbers; a network has either scalars or vectors at its end"
+        )
     for k in range(sizes["layers"]):
         made |= _layer(keys, f"layers.{k}", f"processor.convs.{k}")
     if molgen:
@@ -179,7 +180,8 @@ def _network(state: Mapping[str, Tensor], *, scalar: bool = False) -> nn.Module:
         if own[name].shape != value.shape:
             raise DataError(f"{name} should be {tuple(own[name].shape)} and is {tuple(value.shape)} in the checkpoint")
     network.to(dtype).load_state_dict({name: value.clone() for name, value in made.items()})
-    return network  # type: ignore[no-any-return]
+    converted: nn.Module = network
+    return converted
 
 
 def _layer(keys: _Keys, ours: str, theirs: str) -> dict[str, Tensor]:

@@ -39,9 +39,9 @@ def middle(reaction: Reaction) -> np.ndarray:
 def idpp_middle(reaction: Reaction, images: int = 5) -> np.ndarray:
     """The middle image of the IDPP path from the reactant to the aligned product (N, 3)."""
     reactant, product = _tensors(reaction.reactant, reaction.product)
-    return idpp(reaction.numbers, reaction.reactant, align(product, reactant).numpy() + reaction.reactant.mean(0), images)[
-        images // 2
-    ]
+    return idpp(
+        reaction.numbers, reaction.reactant, align(product, reactant).numpy() + reaction.reactant.mean(0), images
+    )[images // 2]
 
 
 def rmsds(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, reflect: bool = False) -> np.ndarray:
@@ -66,10 +66,10 @@ def barrier_errors(guesses: Sequence[Guess]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mode:
-    """The softest mode of a structure: how many wavenumbers are below -80 1/cm, the lowest, and its overlap with the way.
+    """How many wavenumbers are below -80 1/cm, the lowest of all, and how far its mode points along the reaction.
 
-    ``overlap`` is |cos| of the angle between the lowest mode and the displacement from reactant to product, each aligned
-    to the structure; ``positions`` are those of the structure.
+    ``overlap`` is |cos| of the angle between that mode and the displacement from reactant to product, each aligned to
+    the structure.
     """
 
     imaginary: int
@@ -121,7 +121,9 @@ def score(
         found[f"{name}rmsd_mirror_median"] = float(np.median(reflected))
         found[f"{name}d_mae"] = float(np.mean([float(distance_mae(*_tensors(a, b))) for a, b in pairs]))
     found["better_than_midpoint"] = float(
-        np.mean(rmsds(list(zip(starts[""], refs, strict=True))) < rmsds(list(zip(starts["midpoint_"], refs, strict=True))))
+        np.mean(
+            rmsds(list(zip(starts[""], refs, strict=True))) < rmsds(list(zip(starts["midpoint_"], refs, strict=True)))
+        )
     )
     if with_energies:
         for name, structures in starts.items():

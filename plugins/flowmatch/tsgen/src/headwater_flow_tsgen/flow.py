@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from headwater_flow.couplings import assign
 from headwater_flow.paths import AffinePath
-from headwater_flow.schedules import VP, CondOT, Cosine, clamp
+from headwater_flow.schedules import VP, CondOT, Cosine, Schedule, clamp
 from headwater_flow.solvers import solve
 from headwater_flow.times import beta, draw_times, uniform
 from torch import Tensor
@@ -21,7 +21,7 @@ from headwater_flow_tsgen.geometry import align, centre, mirror_aligned, rmsd
 
 __all__ = ["PATHS", "central", "generate", "noise", "pair", "path_of", "times"]
 
-PATHS = {"linear": CondOT(), "cosine": Cosine(), "vp": VP()}
+PATHS: dict[str, Schedule] = {"linear": CondOT(), "cosine": Cosine(), "vp": VP()}
 """Linear, GVP and VP of the paper."""
 
 
@@ -42,25 +42,27 @@ def times(n: int, kind: str, path: str, generator: torch.Generator) -> Tensor:
     return clamp(t, 1e-5) if path == "vp" else clamp(t, 1e-6)
 
 
-def noise(frames: Frames, scale: float, generator: torch.Generator, *, centred: bool = True) -> Tensor:
-    """Normal noise (B, N, 3) of standard deviation ``scale`` at atoms, 0 at padding.
+def noise(
+    shape: Sequence[int], scale: float, generator: torch.Generator, *, centred: bool = True, mask: Tensor | None = None
+) -> Tensor:
+    """Normal noise of ``shape`` (B, N, 3) and standard deviation ``scale`` at atoms, 0 at padding.
 
     Centred noise has its mean over the atoms taken off. A network that sees distances alone cannot know where the mean
     of plain noise was, so it cannot learn to undo it; the published code leaves it in.
     """
-    drawn = scale * torch.randn(frames.start.shape, generator=generator)
+    drawn = scale * torch.randn(*shape, generator=generator)
     if centred:
-        return centre(drawn, frames.mask)
-    return drawn if frames.mask is None else drawn * frames.mask.unsqueeze(-1)
+        return centre(drawn, mask)
+    return drawn if mask is None else drawn * mask.unsqueeze(-1)
 
 
-def pair(x0: Tensor, x1: Tensor, species: Tensor, mask: Tensor | None, how: str) -> tuple[Tensor, Tensor]:
+def pair(x0: Tensor, x1: Tensor, mask: Tensor | None, how: str) -> tuple[Tensor, Tensor]:
     """Pair start and TS within each molecule so that the way between them is short.
 
-    ``rotation``: x1 is turned onto x0 by the best proper rotation (for a network that turns along). ``atoms``: the points
-    of x0, which are exchangeable noise, are permuted among all atoms so that the sum of squared distances is least (an
-    exact assignment; the published dynOT takes the largest entry of each row of a Sinkhorn plan, which may use a
-    point twice). Returns x0 and x1.
+    ``rotation``: x1 is turned onto x0 by the best proper rotation (for a network that turns along). ``atoms``: the
+    points of x0, which are exchangeable noise, are permuted among all atoms so that the sum of squared distances is
+    least (an exact assignment; the published dynOT takes the largest entry of each row of a Sinkhorn plan, which may
+    use a point twice). Returns x0 and x1.
     """
     if how == "rotation":
         return x0, align(x1, x0, mask)

@@ -41,8 +41,8 @@ class Context(NamedTuple):
 
     def rows(self, rows: Tensor) -> "Context":
         """Some of the reactions, in any order and as often as wanted."""
-        some = [None if x is None else x[rows] for x in (self.mask, self.together)]
-        return Context(self.species[rows], *some, tuple(x[rows] for x in self.cached))
+        mask, together = (None if x is None else x[rows] for x in (self.mask, self.together))
+        return Context(self.species[rows], mask, together, tuple(x[rows] for x in self.cached))
 
     def repeat(self, times: int) -> "Context":
         """Each reaction ``times`` times in a row."""
@@ -53,6 +53,12 @@ class Context(NamedTuple):
 def norm_of(x: Tensor, dim: int) -> Tensor:
     """The Euclidean norm along ``dim``; its gradient is 0 at 0, and it is several times as fast as torch's own."""
     return x.square().sum(dim).clamp(min=1e-24).sqrt()
+
+
+def constant(table: Any) -> Tensor:
+    """The middle row of one of the published tables of three, the only one that is ever used."""
+    row: Tensor = table.weight[1]
+    return row
 
 
 class Perceptron(nn.Module):
@@ -116,6 +122,8 @@ class Layer(nn.Module):
 
 class Network(nn.Module):
     """What both generations share: atoms, messages, time, layers and the read-out."""
+
+    frequencies: Tensor
 
     def __init__(self, n_species: int, d: int, e: int, layers: int, heads: int, ff: int, *, scalar: bool) -> None:
         super().__init__()
@@ -215,7 +223,6 @@ class TSGen(Network):
         # Of the reactant and of the product: coordinates and a constant, to scalars (d) and to vectors (3 x d).
         self.condition_h = nn.ModuleList(nn.Linear(3, d) for _ in range(2))
         self.condition_v = nn.ModuleList(nn.Linear(3, 3 * d) for _ in range(2))
-        # The published tables have three rows, of which the middle one alone is ever used.
         self.given_h = nn.ModuleList(nn.Embedding(3, d) for _ in range(2))
         self.given_v = nn.ModuleList(nn.Embedding(3, 3 * d) for _ in range(2))
 
@@ -233,11 +240,10 @@ class TSGen(Network):
         """
         if reactant is None or product is None or not self.conditioned:
             return Context(species, mask, None, ())
-        h, v = 0.0, 0.0
-        for k, x in enumerate((reactant, product)):
-            h = h + self.condition_h[k](x) + self.given_h[k].weight[1]
-            v = v + self.condition_v[k](x) + self.given_v[k].weight[1]
-        return Context(species, mask, None, (h, v.unflatten(-1, (self.d, 3)).mT))  # type: ignore[attr-defined]
+        ends = (reactant, product)
+        h: Any = sum(f(x) + constant(c) for x, f, c in zip(ends, self.condition_h, self.given_h, strict=True))
+        v: Any = sum(f(x) + constant(c) for x, f, c in zip(ends, self.condition_v, self.given_v, strict=True))
+        return Context(species, mask, None, (h, v.unflatten(-1, (self.d, 3)).mT))
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Velocity (B, N, 3) at ``x`` (B, N, 3) and time ``t`` (B,) or (); an energy (B,) with ``scalar``."""
@@ -280,10 +286,16 @@ class EdgeBlock(nn.Module):
 
     NODE, RADIAL, HIDDEN, MULTIPLICITY = 128, 96, 32, 4
 
+    means: Tensor
+    betas: Tensor
+
     def __init__(self, n_species: int) -> None:
         super().__init__()
         k, m = self.RADIAL, self.MULTIPLICITY
-        self.embed = nn.Sequential(nn.Linear(n_species, self.NODE, bias=False), nn.SiLU(), nn.Linear(self.NODE, self.NODE))
+        self.n_species = n_species
+        self.embed = nn.Sequential(
+            nn.Linear(n_species, self.NODE, bias=False), nn.SiLU(), nn.Linear(self.NODE, self.NODE)
+        )
         self.radial = nn.ModuleList(Perceptron(k, self.HIDDEN, m) for _ in CHANNELS)
         self.weights = nn.ParameterList(torch.randn(self.NODE, m, c) for c in CHANNELS)
         low = math.exp(-CUTOFF)
@@ -292,7 +304,7 @@ class EdgeBlock(nn.Module):
 
     def table(self) -> Tensor:
         """From the radial weights of all degrees to the invariants, for each element (K, 3 * 4, 120)."""
-        node = self.embed[2](silu(self.embed[0].weight.T))
+        node = self.embed(torch.eye(self.n_species, dtype=self.means.dtype, device=self.means.device))
         norm = [math.sqrt((2 * degree + 1) / (self.NODE * self.MULTIPLICITY)) for degree in range(len(CHANNELS))]
         blocks = [torch.einsum("ku,uvc->kvc", node, w) * c for w, c in zip(self.weights, norm, strict=True)]
         return torch.stack([torch.block_diag(*(block[k] for block in blocks)) for k in range(len(node))])
@@ -300,11 +312,12 @@ class EdgeBlock(nn.Module):
     def forward(self, lengths: Tensor, elements: Tensor) -> Tensor:
         """Invariants (B, N, N, 120) of pairs at ``lengths`` (B, N, N) from senders of ``elements`` (B, N, K)."""
         basis = radial_basis(lengths, self.means, self.betas)
+        radial: Any = list(self.radial)
         hidden = silu(
-            linear(basis, torch.cat([p.first.weight for p in self.radial]), torch.cat([p.first.bias for p in self.radial]))
+            linear(basis, torch.cat([p.first.weight for p in radial]), torch.cat([p.first.bias for p in radial]))
         )
-        last = torch.block_diag(*(p.last.weight for p in self.radial))
-        weights = linear(hidden, last, torch.cat([p.last.bias for p in self.radial]))
+        last = torch.block_diag(*(p.last.weight for p in radial))
+        weights = linear(hidden, last, torch.cat([p.last.bias for p in radial]))
         # One row of the table a sender: its element's one-hot, spread over the weights, picks it.
         spread = (elements[:, None, :, :, None] * weights.unsqueeze(-2)).flatten(-2)
         c = spread @ self.table().flatten(0, 1)
@@ -335,7 +348,6 @@ class MolGen(Network):
         self.bond = Perceptron(3 * sum(CHANNELS), d, d)
         self.cross_s, self.cross_h = Perceptron(2 * d, d, d), Perceptron(2 * d, d, d)
         self.fuse = Perceptron(2 * d, d, d)
-        # The published tables have three rows, of which the middle one alone is ever used.
         self.given_h = nn.ModuleList(nn.Embedding(3, d) for _ in range(2))
 
     def prepare(
@@ -356,10 +368,7 @@ class MolGen(Network):
         if self.conditioned:
             with torch.no_grad():
                 elements = self.elements(context)
-                ends = [
-                    self.edge(norm_of(x.unsqueeze(1) - x.unsqueeze(2), -1), elements)
-                    for x in (reactant, product)
-                ]
+                ends = [self.edge(norm_of(x.unsqueeze(1) - x.unsqueeze(2), -1), elements) for x in (reactant, product)]
             static = linear(torch.cat(ends, -1), self.bond.first.weight[:, n:], self.bond.first.bias)
         else:
             static = static.expand(len(species), 1, 1, -1)
@@ -375,7 +384,7 @@ class MolGen(Network):
         inside = keep if context.together is None else keep & context.together
         h, v = self.messages(context, a, vectors, inside)
         h = self.across(h, keep, inside, context)
-        h = h + self.at_time(t, len(x)) + self.given_h[0].weight[1] + self.given_h[1].weight[1]
+        h = h + self.at_time(t, len(x)) + constant(self.given_h[0]) + constant(self.given_h[1])
         return self.read_out(*self.process(h, v, a, lengths, inside), context)
 
     def across(self, h: Tensor, keep: Tensor, inside: Tensor, context: Context) -> Tensor:

@@ -72,8 +72,8 @@ def divergence(v: Tensor, u: Tensor, t: Tensor, mask: Tensor | None = None) -> T
 def variance_loss(v: Tensor, mask: Tensor | None = None) -> Tensor:
     """1 - cos(v_i, v_j), the mean over the pairs of S velocities (S, B, N, 3) of one structure under S noises (B,).
 
-    The sum of the cosines of all pairs is (|sum_i e_i|^2 - sum_i |e_i|^2) / 2 with e_i = v_i / |v_i|, so no pair is gone
-    through.
+    The sum of the cosines of all pairs is (|sum_i e_i|^2 - sum_i |e_i|^2) / 2 with e_i = v_i / |v_i|, so no pair is
+    gone through.
     """
     s = len(v)
     unit = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp(min=1e-8)

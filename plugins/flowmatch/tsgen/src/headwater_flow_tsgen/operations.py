@@ -59,7 +59,8 @@ class Generate(TSSampler, Operation):
         return f"this model was not trained on the element with number {unknown[0]}" if unknown else None
 
     def block(self, k: int, generator: torch.Generator, condition: Any) -> list[Guess]:
-        return Operation.block(self, k, generator, condition)  # type: ignore[no-any-return]
+        guesses: list[Guess] = Operation.block(self, k, generator, condition)
+        return guesses
 
     def apply(self, items: Sequence[Reaction], generator: torch.Generator) -> list[Guess]:
         return self.guesses(items, generator)
@@ -68,10 +69,10 @@ class Generate(TSSampler, Operation):
 class Refine(Generate):
     """Transition states for all reactions of a file, each refined to a saddle on the GFN2-xTB surface by Sella.
 
-    ``info`` of a result: ``converged``, ``steps`` from the guess; ``idpp_converged``, ``idpp_steps`` and ``steps_saved``
-    where both searches converged; ``moved`` (RMSD from guess to saddle), ``same_saddle`` (RMSD between the two saddles
-    below 0.1); ``barrier_xtb_kcal``; with ``check``: ``imaginary``, ``lowest_cm1`` and ``connects``, whether the two
-    descents end in the graphs of reactant and product.
+    ``info`` of a result: ``converged``, ``steps`` from the guess; ``idpp_converged``, ``idpp_steps``, and
+    ``steps_saved`` where both searches converged; ``moved`` (RMSD from guess to saddle), ``same_saddle`` (RMSD between
+    the two saddles below 0.1); ``barrier_xtb_kcal``; with ``check``: ``imaginary``, ``lowest_cm1`` and ``connects``,
+    whether the two descents end in the graphs of reactant and product.
     """
 
     def setup(self) -> None:

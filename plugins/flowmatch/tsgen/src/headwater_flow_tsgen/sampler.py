@@ -74,16 +74,17 @@ class TSSampler(Sampler):
         dtype, device = next(self.network.parameters()).dtype, self.place.device
         trials, settings = self.config.trials, self.settings
         drawn = []
+        source = generator if generator.device.type == "cpu" else _on_cpu(generator)
         for reaction in reactions:  # in the order of the reactions: grouping must not change who gets which noise
             shape = (trials, len(reaction), 3)
-            alone = Frames(*[torch.zeros(shape)] * 5, None, None, torch.zeros(0))
-            source = generator if generator.device.type == "cpu" else _on_cpu(generator)
-            drawn.append(noise(alone, settings["prior_scale"], source, centred=settings["centred"]))
+            drawn.append(noise(shape, settings["prior_scale"], source, centred=settings["centred"]))
         found: list[Guess | None] = [None] * len(reactions)
         for group in buckets([len(reaction) for reaction in reactions]):
             own = [reactions[i] for i in group]
             frames = place(
-                collate(own, self.elements, settings["fragments"]), settings["prior"], reflections=settings["reflections"]
+                collate(own, self.elements, settings["fragments"]),
+                settings["prior"],
+                reflections=settings["reflections"],
             ).to(device, dtype)
             x0 = starts(frames, [drawn[i] for i in group], trials)
             x = generate(
@@ -111,7 +112,9 @@ class TSSampler(Sampler):
             n = len(reaction)
             known = reaction.ts
             if known is not None:
-                known = align(torch.from_numpy(known), torch.from_numpy(np.ascontiguousarray(middle[i, :n].cpu()))).numpy()
+                known = align(
+                    torch.from_numpy(known), torch.from_numpy(np.ascontiguousarray(middle[i, :n].cpu()))
+                ).numpy()
             placed = replace(reaction, reactant=arrays[2][i, :n], product=product[i, :n], ts=known)
             made.append(Guess(placed, arrays[0][i, :n], arrays[1][i, :n], float(apart[i])))
         return made

@@ -56,7 +56,9 @@ def build_network(config: TSGenConfig, species: int) -> nn.Module:
     return network
 
 
-def pool(reactions: Sequence[Reaction], elements: Sequence[int], config: TSGenConfig, at_least: int = 1) -> list[Frames]:
+def pool(
+    reactions: Sequence[Reaction], elements: Sequence[int], config: TSGenConfig, at_least: int = 1
+) -> list[Frames]:
     """All reactions as placed batches of about equal sizes."""
     return [
         place(
@@ -75,7 +77,7 @@ class TSGenTrainer(Trainer):
 
     @classmethod
     def facts(cls, config: TSGenConfig, task: Any) -> dict[str, Any]:
-        """The elements of the data, held-out reactions to generate when no condition is given, and how the flow starts."""
+        """The elements of the data, held-out reactions to generate without a condition, and how the flow starts."""
         parts = task.parts()
         kept = parts["test"] or parts["val"] or parts["train"]
         everything = [reaction for part in parts.values() for reaction in part]
@@ -105,7 +107,9 @@ class TSGenTrainer(Trainer):
         parts = self.task.parts()
         train = [reaction for reaction in parts["train"] if reaction.ts is not None]
         if not train:
-            raise DataError("no reaction of the training part has a transition state, so there is nothing to learn from")
+            raise DataError(
+                "no reaction of the training part has a transition state, so there is nothing to learn from"
+            )
         if config.potential and any(reaction.barrier is None for reaction in train):
             raise DataError("trainer.potential needs a barrier for every reaction; some of these have none")
         elements = self.facts_found["elements"]
@@ -143,8 +147,10 @@ class TSGenTrainer(Trainer):
         t = times(len(frames.species), config.times, config.path, generator).to(frames.ts.dtype)
         x0, x1 = [], []
         for _ in range(NOISES if config.variance_weight else 1):
-            drawn = noise(frames, config.prior_scale, generator, centred=config.centred).to(frames.ts.dtype)
-            pairs = pair(frames.start + drawn, frames.ts, frames.species, frames.mask, config.ot)
+            drawn = noise(
+                frames.start.shape, config.prior_scale, generator, centred=config.centred, mask=frames.mask
+            )  # fmt: skip
+            pairs = pair(frames.start + drawn.to(frames.start.dtype), frames.ts, frames.mask, config.ot)
             x0.append(pairs[0])
             x1.append(pairs[1])
         return Draw(frames, t, torch.stack(x0), torch.stack(x1), conditioned)
@@ -193,7 +199,8 @@ class TSGenTrainer(Trainer):
         sums, count = dict.fromkeys(names, 0.0), 0
         for k, frames in enumerate(self.held):
             generator = seeding.generator(0, k)
-            drawn = noise(frames.to("cpu", torch.float32), config.prior_scale, generator, centred=config.centred)
+            mask = None if frames.mask is None else frames.mask.cpu()
+            drawn = noise(frames.start.shape, config.prior_scale, generator, centred=config.centred, mask=mask)
             x = generate(self.network, frames, frames.start + drawn.to(frames.start))
             middle = midpoint(frames.reactant, frames.product, frames.mask)
             measures = (

@@ -112,13 +112,14 @@ def frames_of(path: Path, needed: Sequence[str] = ("R", "P")) -> Iterator[tuple[
     threes, in the order R, TS, P.
 
     Raises:
-        DataError: a role is unknown or comes twice, one of ``needed`` is missing, or frames without roles are no multiple of 3.
+        DataError: a role is unknown or comes twice, one of ``needed`` is missing, or there are frames without roles and
+            not a multiple of 3 of them.
     """
     frames = read_frames(path)
     if all("role" not in frame.info for frame in frames):
         if len(frames) % 3:
             raise DataError(
-                f"{path} has {len(frames)} frames without role=; they should come by threes, as R, TS, P of each reaction"
+                f"{path} has {len(frames)} frames without role=; they should come by threes: R, TS, P of each reaction"
             )
         for k in range(0, len(frames), 3):
             yield f"{path.stem}-{k // 3}", dict(zip(("R", "TS", "P"), frames[k : k + 3], strict=True))
@@ -186,7 +187,7 @@ def write_frames(frames: Sequence[Atoms], path: Path) -> None:
 
 
 def write_xyz(reactions: Iterable[Reaction], path: Path) -> None:
-    """Write reactions as extended XYZ: a frame for each of R, TS (where there is one) and P, with ``rxn`` and ``role``."""
+    """Write reactions as extended XYZ: frames R, TS (where there is one) and P of each, with ``rxn`` and ``role``."""
     frames = []
     for number, reaction in enumerate(reactions):
         keys: dict[str, Any] = {"rxn": number, "name": reaction.name, "group": reaction.group}
@@ -222,8 +223,8 @@ def _one_folder(folder: Path) -> Reaction:
         if not (folder / name).exists():
             raise DataError(f"{folder} has no {name}; a reaction needs r.xyz and p.xyz")
     ts = read_frames(folder / "ts.xyz")[-1] if (folder / "ts.xyz").exists() else None
-    ends = [read_frames(folder / name)[-1] for name in ("r.xyz", "p.xyz")]
-    return join_ends(*ends, ts, where=str(folder), name=folder.name, group=folder.name)
+    reactant, product = (read_frames(folder / name)[-1] for name in ("r.xyz", "p.xyz"))
+    return join_ends(reactant, product, ts, where=str(folder), name=folder.name, group=folder.name)
 
 
 def _has_ends(folder: Path) -> bool:
@@ -279,10 +280,12 @@ def _transition1x_reaction(rxn: Any, where: str, name: str, formula: str, part: 
             if key in group:
                 energy[end] = float(np.asarray(group[key]).ravel()[-1])
                 break
-    known = "reactant" in energy and "transition_state" in energy
+    barrier = None
+    if "reactant" in energy and "transition_state" in energy:
+        barrier = (energy["transition_state"] - energy["reactant"]) * EV_KCAL
     return join_ends(
         ends["reactant"], ends["product"], ends["transition_state"], where=where, name=name,
-        group=formula, part=part, barrier=(energy["transition_state"] - energy["reactant"]) * EV_KCAL if known else None,
+        group=formula, part=part, barrier=barrier,
     )  # fmt: skip
 
 

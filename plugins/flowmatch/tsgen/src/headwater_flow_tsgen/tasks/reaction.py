@@ -45,7 +45,7 @@ def check(reaction: Reaction, where: str) -> Reaction:
     """Return ``reaction`` if a model can use it.
 
     Raises:
-        DataError: coordinates are missing or not finite, or atoms overlap; names ``where``, the atoms and what would do.
+        DataError: coordinates are missing or not finite, or atoms overlap; names ``where`` and the atoms.
     """
     n = len(reaction.numbers)
     if n < 2:

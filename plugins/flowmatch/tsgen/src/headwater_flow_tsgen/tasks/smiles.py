@@ -24,7 +24,7 @@ def parse(smiles: str, where: str = "") -> Any:
     from rdkit import Chem, rdBase
 
     prefix = f"{where}: " if where else ""
-    options = Chem.SmilesParserParams()
+    options: Any = Chem.SmilesParserParams()
     options.removeHs = False
     with rdBase.BlockLogs():
         mol = Chem.MolFromSmiles(smiles, options)

@@ -51,10 +51,10 @@ __all__ = ["MOLECULES", "Candidate", "attempt", "candidates", "edits", "make", "
 MOLECULES = (
     "CC=O", "C=CO", "NC=O", "OC=O", "C=C=O", "CC#N", "C=C=C", "CC#C", "C=CC", "C1CC1", "C1CO1", "C1CN1", "CC=N", "C=CN",
     "CNC", "COC", "CCO", "CCN", "OCC=O", "NCC=O", "O=CC=O", "CC(=O)O", "CC(N)=O", "COC=O", "CNC=O", "C=CC=C", "C=CC=O",
-    "C1=CCC1", "C1CCC1", "C=CC#C", "C#CC=O", "C=COC", "CC(C)=O", "CCC=O", "C1CC1C", "CC1CO1", "C1COC1", "C=CCO", "C#CCO",
-    "CC=NO", "C=NO", "NC#N", "CN=C=O", "NC(N)=O", "OCC#N", "NCC#N", "C1=CC1", "C1=COC=C1", "C=CN=C", "C=CC=N", "C=C(C)O",
-    "CC(=O)C=O", "N=CC=O", "OC=CC=O", "CC(=N)N", "CON=C", "C=NN", "CNN", "CC(O)=N", "C=CC=C=O", "C=C1CC1", "O=C1CC1",
-    "O=C1CCO1", "C=NC=O", "OCO", "NCO", "CC=C=O", "N#CC=O", "C#CC#N", "C=CC#N",
+    "C1=CCC1", "C1CCC1", "C=CC#C", "C#CC=O", "C=COC", "CC(C)=O", "CCC=O", "C1CC1C", "CC1CO1", "C1COC1", "C=CCO",
+    "C#CCO", "CC=NO", "C=NO", "NC#N", "CN=C=O", "NC(N)=O", "OCC#N", "NCC#N", "C1=CC1", "C1=COC=C1", "C=CN=C", "C=CC=N",
+    "C=C(C)O", "CC(=O)C=O", "N=CC=O", "OC=CC=O", "CC(=N)N", "CON=C", "C=NN", "CNN", "CC(O)=N", "C=CC=C=O", "C=C1CC1",
+    "O=C1CC1", "O=C1CCO1", "C=NC=O", "OCO", "NCO", "CC=C=O", "N#CC=O", "C#CC#N", "C=CC#N",
 )  # fmt: skip
 """Small neutral molecules of C, N, O and H to start from."""
 
@@ -247,7 +247,7 @@ def attempt(candidate: Candidate, *, seed: int = 0, highest_barrier: float = 150
     start = embed(mol, seed + 1)
     if target is None or start is None:
         return "no embedding"
-    ends = []
+    ends: list[Atoms] = []
     for x in (start, None):
         guess = x if x is not None else follow(target, ends[0].positions, seed)
         if guess is None:
