@@ -143,7 +143,7 @@ def main() -> None:
                 "width": arguments.width, "layers": arguments.layers, "batch_size": arguments.batch, **ARMS[name],
             },
             "fit": {
-                "threads": arguments.threads, "ema": 0.999, "log_every": 50, "accelerator": "cpu",
+                "threads": arguments.threads, "ema": 0.99, "log_every": 50, "accelerator": "cpu",
                 "validate_every": 0, "checkpoint_every": arguments.slice,
             },
         }  # fmt: skip

@@ -197,6 +197,7 @@ def test_refine_finds_a_saddle_and_counts_steps(model, tmp_path):
     again = read_guesses(path)
     assert len(again) == 1
     assert again[0].info["steps"] <= 2
+    assert score([found], with_energies=False, with_idpp=False)["steps"] == info["steps"]
 
 
 def test_refine_refuses_what_the_hamiltonian_cannot_do(model, tmp_path):

@@ -101,11 +101,17 @@ def score(
       not converge; they are in no mean, and count as not below): GFN2-xTB single points
     - ``one_imaginary`` (a share), ``mode_overlap``: of the first ``frequencies`` guesses
 
-    Nothing without a known transition state but the mean spread.
+    - ``converged``, ``steps``, ``steps_saved`` and others: what ``refine`` noted, means over those that have it
+
+    Without a known transition state there are the spread and the notes of ``refine``.
     """
     found: dict[str, float] = {}
     if guesses:
         found["spread"] = float(np.mean([guess.spread for guess in guesses]))
+    for name in ("converged", "steps", "idpp_converged", "idpp_steps", "steps_saved", "same_saddle", "connects"):
+        values = [float(guess.info[name]) for guess in guesses if name in guess.info]
+        if values:
+            found[name] = float(np.mean(values))
     known = [guess for guess in guesses if guess.reaction.ts is not None]
     if not known:
         return found

@@ -77,7 +77,7 @@ def headwater_methods() -> list[MethodEntry]:
                     summary="conditional flow matching; molgen (v3, equivariant) or tsgen (v1)",
                     trainer="headwater_flow_tsgen.trainer:TSGenTrainer",
                     config="headwater_flow_tsgen.config:TSGenConfig",
-                    defaults={"fit": {"max_steps": 2000, "validate_every": 200, "ema": 0.999}},
+                    defaults={"fit": {"max_steps": 2000, "validate_every": 200, "ema": 0.99}},
                 ),
             ),
             samplers=(
