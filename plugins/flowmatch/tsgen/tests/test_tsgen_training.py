@@ -54,6 +54,14 @@ def test_every_setting_trains_and_samples(tmp_path, trainer):
     assert all(np.isfinite(g.ts).all() for g in guesses)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("network", ["molgen", "tsgen"])
+def test_every_precision_trains_and_samples(tmp_path, precision, network):
+    run = train(tmp_path / "run", network=network, fit={"precision": precision})
+    guesses = next(iter(headwater.load(run, device="cpu").sample(2)))
+    assert all(np.isfinite(g.ts).all() for g in guesses)
+
+
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
@@ -132,7 +140,7 @@ def test_generate_does_a_file_in_order_and_leaves_out_what_is_bad(model, tmp_pat
     found = read_guesses(model.apply("generate", tmp_path / "in.xyz", tmp_path / "out.xyz"))
     assert [g.reaction.name for g in found] == [r.name for r in reactions]
     spoiled(reactions, tmp_path / "bad.xyz")
-    with pytest.raises(DataError, match="element with number 9"):
+    with pytest.raises(DataError, match="has F, which this model was not trained on; it knows H C N O; --skip-bad"):
         model.apply("generate", tmp_path / "bad.xyz", tmp_path / "no.xyz")
     kept = model.apply(
         "generate", tmp_path / "bad.xyz", tmp_path / "some.xyz", overrides={"operation": {"skip_bad": True}}

@@ -142,11 +142,12 @@ def central(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tens
         rows.append(rmsd(x.reshape(b * s, n, 3), target, wide).view(b, s))
     apart = torch.stack(rows, 1).sum(2) / (s - 1)
     best = apart.argmin(1)
-    chosen = x[torch.arange(b), best]
+    rows_of = torch.arange(b, device=x.device)
+    chosen = x[rows_of, best]
     aligned = align(x.reshape(b * s, n, 3), chosen.unsqueeze(1).expand_as(x).reshape(b * s, n, 3), wide)
     moved = aligned.view(b, s, n, 3) - centre(chosen, mask).unsqueeze(1)
     spread = (moved.square().sum(-1).sum(1) / (s - 1)).sqrt()
-    return chosen, spread, apart[torch.arange(b), best]
+    return chosen, spread, apart[rows_of, best]
 
 
 def starts(frames: Frames, drawn: Sequence[Tensor], trials: int) -> Tensor:

@@ -27,7 +27,7 @@ from headwater_flow_tsgen.geometry import align, bonds, rmsd
 from headwater_flow_tsgen.sampler import TSSampler
 from headwater_flow_tsgen.tasks.formats import READABLE, Faults, read
 from headwater_flow_tsgen.tasks.guess import Guess
-from headwater_flow_tsgen.tasks.reaction import Reaction, check
+from headwater_flow_tsgen.tasks.reaction import Reaction, check, symbols
 
 __all__ = ["Generate", "Refine"]
 
@@ -56,7 +56,10 @@ class Generate(TSSampler, Operation):
     def problem(self, reaction: Reaction) -> str | None:
         """Why this reaction cannot be done; ``None`` if it can."""
         unknown = sorted(set(reaction.numbers.tolist()) - set(self.elements))
-        return f"this model was not trained on the element with number {unknown[0]}" if unknown else None
+        if not unknown:
+            return None
+        known = " ".join(symbols(np.asarray(self.elements)))
+        return f"it has {symbols(np.asarray(unknown))[0]}, which this model was not trained on; it knows {known}"
 
     def block(self, k: int, generator: torch.Generator, condition: Any) -> list[Guess]:
         guesses: list[Guess] = Operation.block(self, k, generator, condition)

@@ -16,6 +16,7 @@ The recipe, for one molecule:
 import hashlib
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -385,7 +386,10 @@ def make(
         reasons = [path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))]
         raise DataError(f"none of {len(reasons)} attempts gave a reaction; the first ended with: {reasons[0]}")
     path = parts / "reactions.xyz"
-    write_xyz(_different([reaction for file in good for reaction in read_xyz(file)])[:count], path)
+    made = _different([reaction for file in good for reaction in read_xyz(file)])[:count]
+    write_xyz(made, path)
+    failed = len(list(folder.glob("*.txt")))
+    print(f"{len(made)} reactions; {failed} attempts failed, each with its reason in attempts/", file=sys.stderr)
     parts.rename(out)
     return out / path.name
 
