@@ -85,8 +85,7 @@ def generate(
     steps: int = 5,
     rtol: float = 1e-3,
     atol: float = 1e-6,
-    push: Callable[[Tensor, Tensor, Any], Tensor] | None = None,
-    fragments: bool = True,
+    push: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Transition states (B * S, N, 3) from starts ``x0`` (B * S, N, 3), S for each of B reactions, one after another.
 
@@ -98,18 +97,15 @@ def generate(
         steps: its steps; not for ``dopri5``.
         rtol: relative tolerance of ``dopri5``.
         atol: absolute tolerance of ``dopri5``.
-        push: what is added to the velocity, push(x, t, context).
-        fragments: whether pieces of a molecule are told apart.
+        push: what is added to the velocity, push(x, t).
     """
-    context = network.prepare(
-        frames.species, frames.reactant, frames.product, frames.mask, frames.fragment if fragments else None
-    )
+    context = network.prepare(frames.species, frames.reactant, frames.product, frames.mask, frames.fragment)
     if len(x0) != len(frames.species):
         context = context.repeat(len(x0) // len(frames.species))
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
         v: Tensor = network(x, t, context)
-        return v if push is None else v + push(x, t, context)
+        return v if push is None else v + push(x, t)
 
     if method == "dopri5":
         return solve(velocity, x0, method, rtol=rtol, atol=atol, per_sample=True)

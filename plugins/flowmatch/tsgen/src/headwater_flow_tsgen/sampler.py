@@ -106,17 +106,17 @@ class TSSampler(Sampler):
         x = right_handed(x.double(), target, wide) if either else align(x.double(), target, wide)
         ts, spread, apart = central(x.view(len(reactions), trials, *x.shape[1:]), mask)
         made = []
-        arrays = (ts.cpu().numpy(), spread.cpu().numpy(), frames.reactant.double().cpu().numpy())
-        product = frames.product.double().cpu().numpy()
         for i, reaction in enumerate(reactions):
             n = len(reaction)
+
+            def own(x: Tensor, i: int = i, n: int = n) -> np.ndarray:
+                return x[i, :n].double().cpu().numpy()
+
             known = reaction.ts
             if known is not None:
-                known = align(
-                    torch.from_numpy(known), torch.from_numpy(np.ascontiguousarray(middle[i, :n].cpu()))
-                ).numpy()
-            placed = replace(reaction, reactant=arrays[2][i, :n], product=product[i, :n], ts=known)
-            made.append(Guess(placed, arrays[0][i, :n], arrays[1][i, :n], float(apart[i])))
+                known = align(torch.from_numpy(known), torch.from_numpy(own(middle))).numpy()
+            placed = replace(reaction, reactant=own(frames.reactant), product=own(frames.product), ts=known)
+            made.append(Guess(placed, own(ts), own(spread), float(apart[i])))
         return made
 
     def push(self, frames: Frames) -> Any:
@@ -124,7 +124,7 @@ class TSSampler(Sampler):
         potential, weight, trials = self.potential, self.config.guidance, self.config.trials
         context = potential.prepare(frames.species, frames.reactant, frames.product, frames.mask).repeat(trials)
 
-        def slope(x: Tensor, t: Tensor, _: Any) -> Tensor:
+        def slope(x: Tensor, t: Tensor) -> Tensor:
             with torch.enable_grad():
                 moved = x.detach().requires_grad_()
                 energy = potential(moved, t, context).sum()
