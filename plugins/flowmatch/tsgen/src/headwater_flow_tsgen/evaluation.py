@@ -27,6 +27,12 @@ CHEMICAL = 1.58
 """Absolute barrier error in kcal/mol below which a guess counts as good enough (the paper's threshold)."""
 
 
+NOTES = (
+    "converged", "steps", "idpp_converged", "idpp_steps", "steps_saved", "same_saddle", "connects", "idpp_connects",
+)  # fmt: skip
+"""What ``refine`` notes and the metrics average."""
+
+
 def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for a in arrays]
 
@@ -108,7 +114,7 @@ def score(
     found: dict[str, float] = {}
     if guesses:
         found["spread"] = float(np.mean([guess.spread for guess in guesses]))
-    for name in ("converged", "steps", "idpp_converged", "idpp_steps", "steps_saved", "same_saddle", "connects"):
+    for name in NOTES:
         values = [float(guess.info[name]) for guess in guesses if name in guess.info]
         if values:
             found[name] = float(np.mean(values))

@@ -75,7 +75,7 @@ class Refine(Generate):
     ``info`` of a result: ``converged``, ``steps`` from the guess; ``idpp_converged``, ``idpp_steps``, and
     ``steps_saved`` where both searches converged; ``moved`` (RMSD from guess to saddle), ``same_saddle`` (RMSD between
     the two saddles below 0.1); ``barrier_xtb_kcal``; with ``check``: ``imaginary``, ``lowest_cm1`` and ``connects``,
-    whether the two descents end in the graphs of reactant and product.
+    whether the two descents end in the graphs of reactant and product (``idpp_connects`` for the other search).
     """
 
     def setup(self) -> None:
@@ -103,6 +103,8 @@ class Refine(Generate):
             check(reaction, f"reaction {reaction.name}")
             other = saddle(z, idpp_middle(reaction, 9), config.fmax, config.max_steps)
             info |= {"idpp_converged": other.converged, "idpp_steps": other.steps}
+            if config.check and other.converged:
+                info["idpp_connects"] = _checked(reaction, other.positions)["connects"]
             if found.converged and other.converged:
                 info["steps_saved"] = other.steps - found.steps
                 info["same_saddle"] = _apart(found.positions, other.positions) < 0.1
