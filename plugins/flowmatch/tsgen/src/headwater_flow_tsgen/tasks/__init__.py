@@ -1,0 +1,1 @@
+"""Reactions: their files, the embedded set and its recipe, metrics and pictures."""
