@@ -26,6 +26,13 @@ def test_assignments_are_read_as_toml_values_else_as_strings():
     }
 
 
+def test_null_is_nothing_and_none_is_a_word():
+    assert parse_assignments(["fit.ema=null", "sampler.margin=none"]) == {
+        "fit": {"ema": None},
+        "sampler": {"margin": "none"},
+    }
+
+
 @pytest.mark.parametrize("text", ["fit", "fit.max_steps", "fit.=3", "=3", ".a=3"])
 def test_an_assignment_that_cannot_be_read_is_quoted(text):
     with pytest.raises(ConfigError, match=r"write it as|names no setting"):

@@ -85,7 +85,7 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        if text in ("null", "none", "None"):
+        if text in ("null", "None"):  # "none" is the name of many a choice
             return None
         return text
 
