@@ -97,8 +97,8 @@ def training(rounds: int) -> dict[str, Any]:
     made = {}
     task = Medium(MediumConfig(edge=96))
     for name, settings in (
-        ("published", {"variant": "smooth", "order": "official"}),
-        ("shared", {"variant": "smooth"}),
+        ("published", {"variant": "smooth", "windows": "published", "order": "official"}),
+        ("shared", {"variant": "smooth", "windows": "published"}),
     ):
         torch.manual_seed(0)
         config = PorousConfig(side=64, nz=100, ngf=32, ndf=16, batch_size=8, **settings)

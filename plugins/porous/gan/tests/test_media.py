@@ -108,17 +108,18 @@ def test_a_box_without_a_pack_is_refused(monkeypatch):
         pack(box=128, tries=2)
 
 
-def test_the_default_is_half_resolution_periodic_and_named(capsys):
+def test_the_default_is_periodic_and_named(capsys):
     volume = Medium(MediumConfig()).volume()
     assert volume.phase.shape == (128, 128, 128)
-    assert volume.voxel_size == 6e-6
+    assert volume.voxel_size == 12e-6
+    assert 1 - volume.phase.mean() == pytest.approx(0.3626, abs=0.0005)
     assert volume.provenance["periodic"]
     assert volume.provenance["what"].startswith("stand-in")
     assert "not a scan" in capsys.readouterr().err
 
 
 def test_a_cut_is_not_periodic():
-    volume = Medium(MediumConfig(edge=64, half=False)).volume()
+    volume = Medium(MediumConfig(edge=64, resolution="full")).volume()
     assert volume.phase.shape == (64, 64, 64)
     assert not volume.provenance["periodic"]
     assert volume.provenance["period"] == 256

@@ -55,6 +55,18 @@ def test_tiles_equal_the_plain_network_in_float64(side, extra, step, monkeypatch
     torch.testing.assert_close(found, whole[0, 0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("side", "extra"), [(8, 0), (16, 0), (32, 0), (32, 2)])
+def test_the_interior_is_what_of_a_volume_sees_all_its_latents(side, extra):
+    generator = made_generator(side, extra)
+    z = torch.randn(1, 6, *(generator.rim + n for n in (3, 1, 2)), dtype=torch.float64)
+    with torch.no_grad():
+        found, whole = generator.interior(z), plain(generator, z)
+    assert found.shape[2:] == tuple(n * generator.factor for n in (3, 1, 2))
+    for axis, n in enumerate(found.shape[2:], start=2):
+        whole = whole.narrow(axis, (whole.shape[axis] - n) // 2, n)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)
+
+
 def test_tiles_equal_the_plain_network_in_float32_and_no_voxel_changes_phase():
     generator = made_generator(32, nz=16, ngf=8, dtype=torch.float32, scale=2)
     latents = Latents(16, 7, (5, 5, 5))

@@ -50,6 +50,11 @@ class PorousConfig(Config):
     dropout_of: Literal["voxels", "channels"] = Field(
         "voxels", description="what dropout drops: single values (64^3), or whole channels (128^3)"
     )
+    windows: Literal["published", "stationary"] = Field(
+        "stationary",
+        description="what is shown to the discriminator: the volume of one latent vector, as published, or a window "
+        "of the field of endless latents, which is what sampling makes",
+    )
     order: Literal["shared", "official"] = Field(
         "shared", description="one batch of fakes for both steps, or the order of the published code"
     )
@@ -76,6 +81,8 @@ class PorousConfig(Config):
     def _fits(self) -> Self:
         if self.order == "official" and (self.objective != "gan" or self.variant == "both"):
             raise ValueError("order = official needs objective = gan and variant = smooth or noise, as published")
+        if self.order == "official" and self.windows == "stationary":
+            raise ValueError("order = official needs windows = published")
         return self
 
 

@@ -101,6 +101,30 @@ class Generator(nn.Module):
         return z
 
     @property
+    def rim(self) -> int:
+        """How many latents along an axis an :meth:`interior` needs beyond the number of its cells."""
+        return 2 * self.halos[0] + 3
+
+    def interior(self, z: Tensor) -> Tensor:
+        """The part of ``forward(z)`` whose voxels see all latents that could reach them.
+
+        Latents (B, nz, n0, n1, n2) give (n - rim) F voxels along each axis: a window of the stationary field that
+        endless latents give. In train mode batch normalisation sees that window and its halo alone.
+        """
+        have = self.halos
+        convs: Any = self.convs
+        for k, (conv, norm) in enumerate(zip(convs, self.norms, strict=False)):
+            if k == 0:  # the backward pass of this form is five times as fast
+                z = F.conv3d(z, first_as_convolution(conv.weight), conv.bias)
+            elif isinstance(conv, nn.ConvTranspose3d):
+                padding = 1 + 2 * have[k - 1] - have[k]
+                z = F.conv_transpose3d(z, conv.weight, conv.bias, stride=2, padding=padding)
+            else:
+                z = F.conv3d(z, conv.weight)
+            z = F.relu(norm(z), inplace=True)
+        return torch.tanh(to_volume(z, convs[-1].weight, convs[-1].bias, padding=0))
+
+    @property
     def halos(self) -> list[int]:
         """What :func:`halos` says of this network."""
         return halos(self.m, self.extra_layers)
@@ -178,13 +202,16 @@ def interleave(eight: Tensor) -> Tensor:
     return apart.reshape(b, 1, 2 * d0, 2 * d1, 2 * d2)
 
 
-def to_volume(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def to_volume(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 1) -> Tensor:
     """The last transposed convolution, three times as fast as with its one output channel.
 
-    Inputs (B, c, d0, d1, d2) give the volume (B, 1, 2 d0, 2 d1, 2 d2).
+    Inputs (B, c, d0, d1, d2) give the volume (B, 1, 2 d0, 2 d1, 2 d2); with ``padding=0`` they are one voxel of halo on
+    each side larger than what is wanted, and give (B, 1, 2 (d0 - 2), ...).
     """
     kernel = phases(weight).flatten(0, 1).contiguous(memory_format=torch.channels_last_3d)
-    return interleave(F.conv3d(x, kernel, None if bias is None else bias.expand(8), padding=1))[:, :, 1:-1, 1:-1, 1:-1]
+    return interleave(F.conv3d(x, kernel, None if bias is None else bias.expand(8), padding=padding))[
+        :, :, 1:-1, 1:-1, 1:-1
+    ]
 
 
 def initialise(module: nn.Module) -> None:

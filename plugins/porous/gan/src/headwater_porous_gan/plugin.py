@@ -8,7 +8,7 @@ from headwater_porous_gan.tasks.entries import KIND, TASKS
 
 API = 1
 
-PUBLISHED: dict[str, Any] = {"order": "official", "dropout_of": "voxels", "judged": "paper"}
+PUBLISHED: dict[str, Any] = {"order": "official", "windows": "published", "dropout_of": "voxels", "judged": "paper"}
 SAMPLED: dict[str, Any] = {"shape": [200, 200, 200], "margin": "paper", "postprocess": "paper"}
 
 
@@ -117,7 +117,7 @@ def headwater_methods() -> list[MethodEntry]:
                 },
             },
             tiny={
-                "task": {"edge": 32, "half": True, "permeability": False, "lags": 10},
+                "task": {"edge": 32, "resolution": "half", "permeability": False, "lags": 10},
                 "trainer": {
                     "side": 16,
                     "nz": 4,

@@ -110,6 +110,8 @@ class PorousTrainer(Trainer):
         config = self.config
         real, latents = self.draws
         crops = crop(self.phase, config.side, real * config.batch_size, config.stride, self.task.isotropic, generator)
+        # A crop has four cells.
+        n = 4 + self.generator.rim if config.windows == "stationary" else 1
         noise = 0.0
         if config.variant != "smooth":
             noise = noise_level(1 + k // config.epoch_steps, config.noise, config.schedule, config.epochs)
@@ -118,7 +120,7 @@ class PorousTrainer(Trainer):
             "noise": noise,
             "seed": int(torch.randint(1 << 62, (), generator=generator)),
             "real": crops.view(real, config.batch_size, *crops.shape[1:]),
-            "z": torch.randn(latents, config.batch_size, config.nz, 1, 1, 1, generator=generator),
+            "z": torch.randn(latents, config.batch_size, config.nz, n, n, n, generator=generator),
         }
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -136,6 +138,8 @@ class PorousTrainer(Trainer):
         return self._smooth(x, z) if self.config.variant == "smooth" else self._noisy_order(x, z[0])
 
     def _make(self, z: Tensor) -> Tensor:
+        if self.config.windows == "stationary":
+            return self.generator.interior(z.contiguous(memory_format=self.layout))
         if self.config.order == "official":  # to the last bit, for a rectifier's kink makes more of a difference
             return self.generator(z)
         return self.generator.quick(z.contiguous(memory_format=self.layout))

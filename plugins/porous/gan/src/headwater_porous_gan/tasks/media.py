@@ -60,7 +60,10 @@ class MediumConfig(ScoreConfig):
         "bead-pack", description="equal spheres that hardly touch; overlapping spheres; truncated Gaussian field"
     )
     edge: int = Field(128, ge=32, le=1024, description="edge of the volume in voxels")
-    half: bool = Field(True, description="half the resolution: beads of 25 voxels instead of 51, for small networks")
+    resolution: Literal["full", "half", "quarter"] = Field(
+        "quarter",
+        description="of the bead pack: beads of 51 voxels, as scanned, of 25, or of 13 (a crop of 32 sees several)",
+    )
     porosity: float = Field(POROSITY, gt=0, lt=1, description="porosity of spheres and field")
     radius: PositiveFloat = Field(12.7, description="radius of overlapping spheres, in voxels")
     sigma: PositiveFloat = Field(4.0, description="standard deviation of the field's Gaussian filter, in voxels")
@@ -290,7 +293,7 @@ class Medium(PorousTask):
         facts: dict[str, object] = {"medium": c.medium, "what": NAMES[c.medium], "seed": c.seed}
         size: float | None = None
         if c.medium == "bead-pack":
-            scale = 0.5 if c.half else 1.0
+            scale = {"full": 1.0, "half": 0.5, "quarter": 0.25}[c.resolution]
             period = round(BOX * scale)
             spheres = pack(box=BOX if c.edge <= period else math.ceil(c.edge / scale), seed=c.seed)
             phase = voxelise(spheres, c.edge, scale)
