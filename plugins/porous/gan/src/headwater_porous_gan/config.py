@@ -51,9 +51,9 @@ class PorousConfig(Config):
         "voxels", description="what dropout drops: single values (64^3), or whole channels (128^3)"
     )
     windows: Literal["published", "stationary"] = Field(
-        "stationary",
-        description="what is shown to the discriminator: the volume of one latent vector, as published, or a window "
-        "of the field of endless latents, which is what sampling makes",
+        "published",
+        description="what the discriminator sees: the volume of one latent vector, as published, or a window of the "
+        "field of endless latents, which is what sampling makes",
     )
     order: Literal["shared", "official"] = Field(
         "shared", description="one batch of fakes for both steps, or the order of the published code"
