@@ -62,7 +62,7 @@ def trained(volume: Path, seed: int, minutes: float, steps: int) -> Run:
                 Run(path) if spent >= 60 * minutes or Run(path).checkpoints()[-1] >= steps else headwater.resume(path)
             )
         overrides = {
-            "task": {"path": str(volume), "coarsen": 2, "isotropic": True},
+            "task": {"path": str(volume), "coarsen": 2, "isotropic": True, "permeability": False},
             "fit": {"seed": seed, "max_steps": steps, "checkpoint_every": 100},
         }
         return headwater.train("porous-gan", path, task="porous-volume", overrides=overrides, force=True)
