@@ -21,7 +21,18 @@ from headwater_bfn_crys.config import FlowConfig
 from headwater_bfn_crys.messages import Layout
 from headwater_bfn_crys.objective import interval_sigma1
 
-__all__ = ["Inputs", "Scale", "accuracies", "angles_of", "batches", "beliefs", "estimate", "frac_of", "inputs_of", "parts"]
+__all__ = [
+    "Inputs",
+    "Scale",
+    "accuracies",
+    "angles_of",
+    "batches",
+    "beliefs",
+    "estimate",
+    "frac_of",
+    "inputs_of",
+    "parts",
+]
 
 
 class Inputs(NamedTuple):

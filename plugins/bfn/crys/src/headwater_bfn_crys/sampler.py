@@ -34,7 +34,7 @@ def draw_crystals(
     method: Any = "end-back",
     pairs_at_once: int = 32768,
 ) -> Mapping[str, Tensor]:
-    """Cells (B, 3, 3) standardised, coordinates (V, 3) as angles, and probabilities of types (V, K) where they are not given.
+    """Standardised cells (B, 3, 3), coordinates (V, 3) as angles, probabilities of types (V, K) that are not given.
 
     Args:
         config: of the flow.

@@ -108,6 +108,9 @@ class CrysTrainer(Trainer):
             len(facts["elements"]), config.width, config.layers, config.frequencies, config.time_width,
             given_types=config.target == "csp",
         )  # fmt: skip
+        # The first estimate of a coordinate is the belief. Random shifts cost many times what is to be learned, and
+        # what they do to the other weights takes a thousand steps to undo.
+        nn.init.zeros_(network.coord_out.weight)
         if config.standardise == "entries":
             nn.init.zeros_(network.lattice_out.weight)
         return {"network": network}
