@@ -80,8 +80,9 @@ class Tiny:
 def trainer(num_atoms: list[int], target: str, n: int, net: CSPNet) -> CrysTrainer:
     """A trainer of bfn-crys on the timed crystals."""
     config = CrysConfig(
-        target=target, steps=n, batch_size=len(num_atoms), width=WIDTH, layers=LAYERS, frequencies=FREQUENCIES,
-        time_width=TIME, beta1_types=BETA1_TYPES, sigma1_lattice=SIGMA1, beta1_coordinates=BETA1,
+        target=target, steps=n, standardise="scalar", batch_size=len(num_atoms), width=WIDTH, layers=LAYERS,
+        frequencies=FREQUENCIES, time_width=TIME, beta1_types=BETA1_TYPES, sigma1_lattice=SIGMA1,
+        beta1_coordinates=BETA1,
     )  # fmt: skip
     facts = {"alpha": von_mises_schedule(n, BETA1)[0], "elements": torch.arange(1, TYPES + 1), "lattice_std": 1.0}
     made = CrysTrainer(config, None, {"network": net}, facts, None, Place())
@@ -117,14 +118,18 @@ def workloads(num_atoms: list[int], quick: bool) -> dict[str, tuple[Callable[[],
         # The cost of a step does not depend on its number: a stretch of the thousand steps stands for all.
         steps = n if n == 10 else (2 if quick else 20)
         alpha = own.alpha
-        angles, bank = own.angles, vonmises.Bank(own.angles)
+        scale, angles, bank = own.scale, own.angles, vonmises.Bank(own.angles)
         types = data["types"] if target == "csp" else None
         net_ours, net_plain = networks(target == "csp")
 
-        def sample_ours(config=own.config, net=net_ours, angles=angles, bank=bank, types=types, steps=steps) -> None:  # type: ignore[no-untyped-def]
+        def sample_ours(
+            config=own.config, net=net_ours, angles=angles, bank=bank, types=types, steps=steps, scale=scale
+        ) -> None:  # type: ignore[no-untyped-def]
             with torch.no_grad():
                 some = config.model_copy(update={"steps": steps})
-                draw_crystals(some, net, angles, bank, tuple(num_atoms), TYPES, types, torch.Generator().manual_seed(0))
+                draw_crystals(
+                    some, net, angles, bank, tuple(num_atoms), TYPES, types, scale, torch.Generator().manual_seed(0)
+                )
 
         def sample_plain(net=net_plain, types=types, alpha=alpha, s=settings, steps=steps) -> None:  # type: ignore[no-untyped-def]
             with torch.no_grad():

@@ -70,6 +70,7 @@ def test_a_converted_run_gives_the_official_outputs_and_samples(given_types, tmp
         assert torch.equal(model.modules["network"].state_dict()[name], value)
     assert model.facts["flow"]["target"] == ("csp" if given_types else "gen")
     assert model.facts["lattice_std"] == 3.866470446562982
+    assert model.facts["flow"]["standardise"] == "scalar"
     overrides = {"sampler": {"block_size": 2}}
     (crystals,) = list(model.sample(2, condition={"formula": "NaCl"}, overrides=overrides))
     assert set(crystals.formulas) == {"Na1 Cl1"}
@@ -80,6 +81,7 @@ def test_sizes_are_inferred_and_the_options_taken():
     assert (config["width"], config["layers"], config["frequencies"], config["time_width"]) == (16, 2, 5, 8)
     assert (config["target"], config["steps"], config["beta1_types"]) == ("csp", 10, 3.0)
     assert config["elements"][:3] == [3, 4, 5]
+    assert config["standardise"] == config_of(weights(types=7), {"steps": 10})["trainer"]["standardise"] == "scalar"
     assert config_of(weights(), {"steps": 500, "dataset": "mpts-52"})["trainer"]["lattice_std"] == 4.824758778702219
 
 

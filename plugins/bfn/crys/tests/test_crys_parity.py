@@ -34,8 +34,11 @@ def network(kind):
     return from_official({k.removeprefix("sd/"): v for k, v in read(f"weights_{kind}").items()})["network"]
 
 
+PUBLISHED = flow.Scale.of({"lattice_std": 1.0})
+
+
 def config(kind, n, **changes):
-    return FlowConfig(target=kind, steps=n, beta1_types=0.8, sigma1_lattice=0.05, **changes)
+    return FlowConfig(target=kind, steps=n, standardise="scalar", beta1_types=0.8, sigma1_lattice=0.05, **changes)
 
 
 def near(a, b, tolerance=1e-5):
@@ -162,7 +165,7 @@ def test_a_training_step(kind, monkeypatch):
     near_angles(inputs.angles, z["net_pos"])
     near(inputs.lattice, z["net_lattice"])
     near(inputs.log_accuracy, z["net_log_acc"])
-    estimates = flow.estimate(settings, net, i, inputs, layout)
+    estimates = flow.estimate(settings, net, i, inputs, layout, PUBLISHED)
     near(estimates[0], z["out_lattice"])
     near_angles(estimates[1], z["out_coord"])
     of_atom = i[layout.crystal_of(i.device)]
@@ -188,7 +191,7 @@ def test_data_are_prepared_as_officially():
     lengths, cell_angles = z["lengths"].double().numpy(), z["angles"].double().numpy()
     frac = wrap_unit(z["frac"].double().numpy())
     crystals = Crystals(z["atom"].numpy() + 1, frac, lengths, cell_angles, z["num_atoms"].numpy())
-    data = Data(crystals, torch.arange(1, TYPES + 1), 1.0)
+    data = Data(crystals, torch.arange(1, TYPES + 1), PUBLISHED)
     types, angles, lattice, sizes = data.pick(torch.arange(5))
     assert sizes == (1, 2, 4, 6, 7)
     near_angles(angles[3:7], flow.angles_of(z["frac"][8:12].double()).float())
@@ -215,7 +218,7 @@ def test_sampling_step_by_step(kind, name, method):
         read_types = z[f"step{i}_atom_in"] if kind == "gen" else types
         inputs = flow.Inputs(read_types, now["pos"], now["lattice"], now["log_acc"])
         with torch.no_grad():
-            lattice, angles, logits = flow.estimate(settings, net, torch.full((5,), i), inputs, layout)
+            lattice, angles, logits = flow.estimate(settings, net, torch.full((5,), i), inputs, layout, PUBLISHED)
         near(lattice, now["out_lattice"].view(5, 3, 3))
         near_angles(angles, now["out_coord"])
         if i == n:

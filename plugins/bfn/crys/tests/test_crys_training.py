@@ -10,9 +10,10 @@ from headwater_bfn import vonmises
 from headwater_bfn.schedule import von_mises_schedule
 from headwater_bfn_crys.config import CrysConfig
 from headwater_bfn_crys.crystals import Crystals
-from headwater_bfn_crys.flow import accuracies, angles_of, batches, frac_of
+from headwater_bfn_crys.flow import Inputs, Scale, accuracies, angles_of, batches, estimate, frac_of
 from headwater_bfn_crys.messages import Layout
-from headwater_bfn_crys.presets import ATOM_COUNTS, ELEMENTS, PRESETS
+from headwater_bfn_crys.objective import lattice_loss
+from headwater_bfn_crys.presets import ATOM_COUNTS, ELEMENTS, LATTICE_STD, PRESETS
 from headwater_bfn_crys.trainer import CrysTrainer, Data
 
 TINY = {"width": 16, "layers": 2, "frequencies": 4, "time_width": 16, "batch_size": 8, "steps": 4}
@@ -48,7 +49,16 @@ class TestFacts:
     def test_they_describe_the_training_set(self):
         made = trainer()
         crystals, facts = made.task.train(), made.facts_found
-        assert facts["lattice_std"] == pytest.approx(float(np.std(crystals.matrices)))
+        matrices = crystals.matrices
+        for p, q in np.ndindex(3, 3):
+            entry = [float(cell[p, q]) for cell in matrices]
+            mean = sum(entry) / len(entry)
+            assert float(facts["lattice_mean"][p, q]) == pytest.approx(mean, abs=1e-12)
+            deviation = (sum((x - mean) ** 2 for x in entry) / len(entry)) ** 0.5
+            assert float(facts["lattice_std"][p, q]) == pytest.approx(deviation, abs=1e-12)
+        scalar = trainer(standardise="scalar").facts_found
+        assert scalar["lattice_std"] == pytest.approx(float(np.std(matrices)))
+        assert "lattice_mean" not in scalar
         assert int(facts["atom_counts"].sum()) == len(crystals)
         assert int(facts["atom_counts"][1]) == int((crystals.num_atoms == 2).sum())
         assert set(crystals.numbers) <= set(facts["elements"].tolist())
@@ -69,7 +79,9 @@ class TestFacts:
             "mp-20": 89, "perov-5": 56, "carbon-24": 1, "mpts-52": 89,
         }  # fmt: skip
         for name in PRESETS:
-            assert plan("bfn-crys", preset=name).config["trainer"].width == 512
+            config = plan("bfn-crys", preset=name).config["trainer"]
+            assert (config.width, config.layers, config.frequencies) == (512, 6, 128)
+            assert (config.standardise, config.lattice_std) == ("scalar", LATTICE_STD[name])
 
     def test_a_schedule_of_the_user(self, tmp_path):
         path = tmp_path / "alpha.npz"
@@ -84,18 +96,100 @@ class TestFacts:
 
     @pytest.mark.parametrize(
         ("setting", "words"),
-        [({"elements": [6, 6]}, "different"), ({"atom_counts": [0, 0]}, "not all of them 0"), ({"steps": 0}, "steps")],
-    )
+        [({"lattice_std": 2.0}, "needs standardise=scalar"),
+         ({"elements": [6, 6]}, "different"), ({"atom_counts": [0, 0]}, "not all of them 0"), ({"steps": 0}, "steps")],
+    )  # fmt: skip
     def test_bad_settings_are_named(self, setting, words):
         with pytest.raises(ConfigError, match=words):
             plan("bfn-crys", overrides={"trainer": setting})
+
+
+class TestScale:
+    def cells(self):
+        g = np.random.default_rng(0)
+        made = np.array([4.0, 0, 0.5, -1, 5, 0, 0, 0, 6]).reshape(3, 3) + g.standard_normal((50, 3, 3))
+        made[:, [0, 2, 2], [1, 0, 1]] = 0
+        return made
+
+    @pytest.mark.parametrize("standardise", ["entries", "scalar"])
+    def test_there_and_back(self, standardise):
+        cells = self.cells()
+        scale = Scale.measured(cells) if standardise == "entries" else Scale.of({"lattice_std": 2.5})
+        inside = scale.standardised(torch.from_numpy(cells))
+        np.testing.assert_allclose(scale.cells(inside).numpy(), cells, atol=1e-13, rtol=0)
+        if standardise == "scalar":
+            np.testing.assert_allclose(inside.numpy(), cells / 2.5, atol=1e-15, rtol=0)
+
+    def test_entries_have_mean_0_and_deviation_1_and_those_that_are_always_0_stay_0(self):
+        cells = self.cells()
+        scale = Scale.measured(cells)
+        inside = scale.standardised(torch.from_numpy(cells)).numpy()
+        np.testing.assert_allclose(inside.mean(0), 0, atol=1e-12)
+        expected = np.ones((3, 3))
+        expected[[0, 2, 2], [1, 0, 1]] = 0
+        np.testing.assert_allclose(inside.std(0), expected, atol=1e-12)
+        made = scale.cells(torch.randn(4, 3, 3, dtype=torch.float64))
+        assert float(made[:, [0, 2, 2], [1, 0, 1]].abs().max()) == 0
+        assert scale.unit() == pytest.approx(float(np.sqrt((cells**2).mean())))
+
+    def test_an_untrained_network_says_the_mean_cell(self):
+        """At the first message for every crystal, and on average over beliefs later on."""
+        made = trainer(batch_size=4096, flow="exact")
+        batch = made.draw(0, generator())
+        layout = Layout(batch.num_atoms)
+        first = torch.ones_like(batch.i)
+        start = Inputs(batch.inputs.types, batch.angles, torch.zeros_like(batch.lattice), batch.inputs.log_accuracy)
+        with torch.no_grad():
+            found = estimate(made.config, made.network, first, start, layout, made.scale)[0]
+            later = estimate(made.config, made.network, batch.i, batch.inputs, layout, made.scale)[0]
+        mean = torch.from_numpy(made.task.train().matrices.mean(0)).float()
+        torch.testing.assert_close(made.scale.cells(found), mean.expand(len(found), 3, 3), atol=1e-5, rtol=0)
+        assert float((made.scale.cells(later).mean(0) - mean).abs().max()) < 5 * float(made.scale.std.max()) / 64
+
+    @pytest.mark.parametrize("coordinates", ["torus", "interval"])
+    def test_an_untrained_network_leaves_coordinates_at_the_belief(self, coordinates):
+        made = trainer(coordinates=coordinates)
+        batch = made.draw(0, generator())
+        with torch.no_grad():
+            found = estimate(made.config, made.network, batch.i, batch.inputs, Layout(batch.num_atoms), made.scale)[1]
+        assert float(vonmises.wrap(found - batch.inputs.angles).abs().max()) < 1e-5
+
+    def test_the_correction_weighs_the_same_in_the_loss_of_every_message(self):
+        """n alpha_i sigma1^(2 t) / 2 with t = (i - 1)/n is n (sigma1^(-2/n) - 1) / 2."""
+        n, sigma1 = 7, 0.05
+        i = torch.arange(1, n + 1)
+        left = (sigma1 ** ((i - 1) / n)).view(-1, 1, 1).double()
+        for k in range(n):
+            found = lattice_loss(torch.zeros(1, 3, 3), left[k].expand(1, 3, 3), i[k : k + 1], n, sigma1)
+            assert float(found) == pytest.approx(n * (sigma1 ** (-2 / n) - 1) / 2, rel=1e-5)
+
+    def test_the_estimate_is_the_belief_corrected(self):
+        """Against a network that gives a set correction: Lhat = mu + sigma1^t r, and it reads the cell in its unit."""
+        made = trainer()
+        batch = made.draw(0, generator())
+        read, r = [], torch.randn(len(batch.num_atoms), 3, 3, generator=generator())
+
+        class Network(torch.nn.Module):
+            def forward(self, i, types, angles, lattice, log_accuracy, layout):
+                read.append(lattice)
+                return r, torch.zeros_like(angles), torch.zeros(len(angles), 1)
+
+        found = estimate(made.config, Network(), batch.i, batch.inputs, Layout(batch.num_atoms), made.scale)[0]
+        scale = made.scale
+        for b in range(len(r)):
+            left = made.config.sigma1_lattice ** ((int(batch.i[b]) - 1) / made.config.steps)
+            for p, q in np.ndindex(3, 3):
+                mu, mean, std = float(batch.inputs.lattice[b, p, q]), float(scale.mean[p, q]), float(scale.std[p, q])
+                expected = mu + left * float(r[b, p, q]) if std > 0 else 0.0
+                assert float(found[b, p, q]) == pytest.approx(expected, abs=1e-5)
+                assert float(read[0][b, p, q]) == pytest.approx((mean + std * mu) / scale.unit(), abs=1e-5)
 
 
 class TestBatches:
     def test_an_unknown_element_names_the_crystal(self):
         salt = Crystals.of([11, 17], [[0, 0, 0], [0.5, 0.5, 0.5]], [3, 3, 3], [90, 90, 90], "salt")
         with pytest.raises(DataError, match="salt has the element of atomic number 17"):
-            Data(salt, torch.tensor([11]), 1.0)
+            Data(salt, torch.tensor([11]), Scale.of({"lattice_std": 1.0}))
 
     def test_atoms_stay_with_their_crystals(self):
         made = trainer(translate=False)
@@ -109,7 +203,7 @@ class TestBatches:
         apart = vonmises.wrap(angles.double() - angles_of(torch.from_numpy(expected.frac)))
         assert float(apart.abs().max()) < 1e-5
         torch.testing.assert_close(
-            lattice.double() * made.facts_found["lattice_std"], torch.from_numpy(expected.matrices), atol=1e-5, rtol=0
+            made.scale.cells(lattice.double()), torch.from_numpy(expected.matrices), atol=1e-5, rtol=0
         )
 
     def test_a_batch_depends_on_its_key_alone(self):
@@ -125,7 +219,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         "changes",
         [{"flow": "exact"}, {"coordinates": "interval"}, {"conditioning": "time"}, {"target": "csp"},
-         {"coordinate_loss": "cosine", "normalise_weights": True}],
+         {"standardise": "scalar"}, {"coordinate_loss": "cosine", "normalise_weights": True}],
     )  # fmt: skip
     def test_every_variant_learns(self, changes):
         """The loss on one batch falls by 40 % in 60 steps."""
@@ -235,8 +329,9 @@ def test_one_atom_and_five_hundred_atoms():
     angles = vonmises.Angles(von_mises_schedule(2)[0])
     with torch.no_grad():
         found = draw_crystals(
-            config, made.network, angles, None, (1, 500), len(made.facts_found["elements"]), None, generator()
-        )
+            config, made.network, angles, None, (1, 500), len(made.facts_found["elements"]), None, made.scale,
+            generator(),
+        )  # fmt: skip
     assert found["coordinates"].shape == (501, 3)
     assert torch.isfinite(found["coordinates"]).all()
     assert Layout([1, 500]).pairs == 500 * 499 // 2

@@ -22,6 +22,11 @@ class FlowConfig(Config):
     conditioning: Literal["entropy", "time"] = Field(
         "entropy", description="whether the network reads each coordinate's accuracy, or (ablation) the time alone"
     )
+    standardise: Literal["entries", "scalar"] = Field(
+        "entries",
+        description="each entry of the cell by its own mean and deviation in the training set, so that the network "
+        "starts from the mean cell; or (published) all by one deviation about 0",
+    )
     beta1_coordinates: float = Field(1000.0, gt=1, description="mean accuracy of a coordinate after all messages")
     beta1_types: PositiveFloat = Field(0.5, description="accuracy of a type after all messages")
     sigma1_lattice: float = Field(
@@ -57,7 +62,9 @@ class CrysConfig(FlowConfig):
     translate: bool = Field(True, description="shift each crystal at random every time it is drawn")
 
     lattice_std: PositiveFloat | None = Field(
-        None, description="standard deviation of the cells' entries in angstrom; measured on the training set without"
+        None,
+        description="standard deviation of the cells' entries in angstrom (standardise=scalar); measured on the "
+        "training set without",
     )
     elements: tuple[PositiveInt, ...] | None = Field(
         None, description="atomic numbers of the types, in order; those of the data set without"
@@ -77,6 +84,8 @@ class CrysConfig(FlowConfig):
     def _check(self) -> "CrysConfig":
         if self.elements is not None and (len(set(self.elements)) < len(self.elements) or max(self.elements) > 118):
             raise ValueError("elements must be different atomic numbers, 1 to 118")
+        if self.lattice_std is not None and self.standardise == "entries":
+            raise ValueError("lattice_std is one number for all entries: it needs standardise=scalar")
         if self.atom_counts is not None and (min(self.atom_counts, default=0) < 0 or not any(self.atom_counts)):
             raise ValueError("atom_counts must be counts, not all of them 0")
         return self

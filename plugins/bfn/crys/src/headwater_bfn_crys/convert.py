@@ -128,6 +128,7 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     name = hyperparameters.get("dataset") or next((k for k, v in ELEMENTS.items() if len(v) == types), None)
     trainer: dict[str, Any] = {
         "target": "csp" if sizes["given_types"] else "gen",
+        "standardise": "scalar",
         **{k: sizes[k] for k in ("width", "layers", "frequencies", "time_width")},
         **{k: v for k, v in hyperparameters.items() if k != "dataset"},
     }

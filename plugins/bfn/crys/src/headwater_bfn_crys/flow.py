@@ -5,7 +5,7 @@ of the von Mises flow, with the same accuracy at the end.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,18 @@ from headwater_bfn_crys.config import FlowConfig
 from headwater_bfn_crys.messages import Layout
 from headwater_bfn_crys.objective import interval_sigma1
 
-__all__ = ["Inputs", "accuracies", "angles_of", "batches", "beliefs", "estimate", "frac_of", "inputs_of", "parts"]
+__all__ = [
+    "Inputs",
+    "Scale",
+    "accuracies",
+    "angles_of",
+    "batches",
+    "beliefs",
+    "estimate",
+    "frac_of",
+    "inputs_of",
+    "parts",
+]
 
 
 class Inputs(NamedTuple):
@@ -31,6 +42,45 @@ class Inputs(NamedTuple):
     angles: Tensor
     lattice: Tensor
     log_accuracy: Tensor
+
+
+CONSTANT = 1e-3
+"""An entry of the cell that deviates by less (angstrom) is the same in all training crystals."""
+
+
+class Scale(NamedTuple):
+    """Mean and deviation of the cells in angstrom, (3, 3) in double precision; the flow is that of (L - mean)/std.
+
+    An entry whose deviation is 0 is the same in all crystals: it is 0 in the flow, and the mean outside.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def measured(cls, matrices: np.ndarray) -> "Scale":
+        """Of cells (B, 3, 3): entry by entry."""
+        std = torch.from_numpy(matrices.std(0))
+        return cls(torch.from_numpy(matrices.mean(0)), torch.where(std > CONSTANT, std, 0.0))
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Scale":
+        """As a run's facts have it."""
+        std = torch.as_tensor(facts["lattice_std"], dtype=torch.float64).cpu().expand(3, 3)
+        mean = facts.get("lattice_mean")
+        return cls(torch.zeros_like(std) if mean is None else mean.double().cpu(), std)
+
+    def standardised(self, matrices: Tensor) -> Tensor:
+        """Cells (B, 3, 3) as the flow has them."""
+        return (matrices - self.mean.to(matrices)) * torch.where(self.std > 0, 1 / self.std, 0.0).to(matrices)
+
+    def cells(self, standardised: Tensor) -> Tensor:
+        """What the flow has, (B, 3, 3), in angstrom."""
+        return self.mean.to(standardised) + self.std.to(standardised) * standardised
+
+    def unit(self) -> float:
+        """Root mean square of all entries of all cells, angstrom."""
+        return float((self.mean.square() + self.std.square()).mean().sqrt())
 
 
 def angles_of(frac: Tensor) -> Tensor:
@@ -122,10 +172,23 @@ def inputs_of(config: FlowConfig, types: Tensor, coordinates: Any, lattice: Tens
 
 
 def estimate(
-    config: FlowConfig, network: nn.Module, i: Tensor, inputs: Inputs, layout: Layout
+    config: FlowConfig, network: nn.Module, i: Tensor, inputs: Inputs, layout: Layout, scale: Scale
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The network's estimates: cell (B, 3, 3), angles (V, 3), logits of types (V, K)."""
-    lattice, shift, logits = network(i, *inputs, layout)
+    """The network's estimates: cell (B, 3, 3) standardised, angles (V, 3), logits of types (V, K).
+
+    With ``standardise=scalar`` the network reads the belief mu on the cell and its answer is the estimate: 0 where mu
+    is 0, at the start. With ``entries`` it reads the cell that mu stands for, in units of ``scale``, and its answer r
+    is a correction: Lhat = mu + sigma1^t r with t = (i - 1)/n. For a standard normal entry E[L | mu] = mu with the
+    deviation sigma1^t, so r is of order 1 at all times, weighs the same in the loss at all times, and r = 0 is the best
+    guess without the other inputs: the mean cell at first.
+    """
+    if config.standardise == "scalar":
+        lattice, shift, logits = network(i, *inputs, layout)
+    else:
+        read = inputs._replace(lattice=scale.cells(inputs.lattice) / scale.unit())
+        correction, shift, logits = network(i, *read, layout)
+        left = continuous.remaining((i - 1) / config.steps, config.sigma1_lattice).sqrt().view(-1, 1, 1)
+        lattice = (inputs.lattice + left * correction) * (scale.std > 0).to(inputs.lattice)
     moved = inputs.angles + shift
     return lattice, moved if config.coordinates == "interval" else vonmises.wrap(moved), logits
 

@@ -40,8 +40,8 @@ def headwater_methods() -> list[MethodEntry]:
                     trainer="headwater_bfn_crys.trainer:CrysTrainer",
                     config="headwater_bfn_crys.config:CrysConfig",
                     defaults={
-                        "fit": {"max_steps": 2500, "validate_every": 500, "ema": 0.995},
-                        "trainer": {"decay_steps": 2500},
+                        "fit": {"max_steps": 2000, "validate_every": 500, "ema": 0.995},
+                        "trainer": {"decay_steps": 2000},
                     },
                 ),
             ),

@@ -39,7 +39,7 @@ _BETA_TYPES = {"mp-20": 0.5, "perov-5": 3.0, "carbon-24": 0.5, "mpts-52": 0.5}
 
 def dataset_trainer(name: str) -> dict[str, Any]:
     """The trainer's settings that describe a data set: elements, scale of the cells, sizes."""
-    found = {"elements": ELEMENTS[name], "lattice_std": LATTICE_STD[name]}
+    found = {"standardise": "scalar", "elements": ELEMENTS[name], "lattice_std": LATTICE_STD[name]}
     return found | ({"atom_counts": ATOM_COUNTS[name]} if name in ATOM_COUNTS else {})
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from headwater_bfn_crys.config import CrysSamplerConfig, CrystalCondition, FlowConfig
 from headwater_bfn_crys.crystals import Crystals, cell_parameters, wrap_unit
-from headwater_bfn_crys.flow import Inputs, batches, estimate, frac_of, inputs_of, parts
+from headwater_bfn_crys.flow import Inputs, Scale, batches, estimate, frac_of, inputs_of, parts
 from headwater_bfn_crys.messages import Layout
 from headwater_bfn_crys.tasks.formula import parse_formula
 
@@ -29,11 +29,12 @@ def draw_crystals(
     num_atoms: tuple[int, ...],
     n_types: int,
     types: Tensor | None,
+    scale: Scale,
     generator: torch.Generator,
     method: Any = "end-back",
     pairs_at_once: int = 32768,
 ) -> Mapping[str, Tensor]:
-    """Cells (B, 3, 3), coordinates (V, 3) as angles, and probabilities of types (V, K) where they are not given.
+    """Standardised cells (B, 3, 3), coordinates (V, 3) as angles, probabilities of types (V, K) that are not given.
 
     Args:
         config: of the flow.
@@ -43,6 +44,7 @@ def draw_crystals(
         num_atoms: atoms in each crystal; those of one size stand together.
         n_types: K.
         types: (V,), indices of given types: the composition that is asked for.
+        scale: of the cells.
         generator: source of all randomness.
         method: see :func:`headwater_bfn.sampling.sample`.
         pairs_at_once: pairs of atoms in one call of the network.
@@ -61,7 +63,7 @@ def draw_crystals(
         for cells, atoms, layout in runs:
             part = Inputs(inputs.types[atoms], inputs.angles[atoms], inputs.lattice[cells], inputs.log_accuracy[atoms])
             step = torch.full((layout.crystals,), i, device=device)
-            found.append(estimate(config, network, step, part, layout))
+            found.append(estimate(config, network, step, part, layout, scale))
         lattice, where, logits = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         made = {"lattice": lattice, "coordinates": where / torch.pi if config.coordinates == "interval" else where}
         return made if config.target == "csp" else {**made, "types": logits.softmax(1) if known is None else known}
@@ -86,6 +88,7 @@ class CrysSampler(Sampler):
         self.network = self.modules["network"]
         self.elements: Tensor = self.facts["elements"].cpu()
         self.angles = vonmises.Angles(self.facts["alpha"].to(self.place.device))
+        self.scale = Scale.of(self.facts)
         self.flow = FlowConfig(**self.facts["flow"])
 
     @cached_property
@@ -121,13 +124,12 @@ class CrysSampler(Sampler):
             types = self._index(np.concatenate([numbers[c] for c in order])).to(self.place.device)
         made = draw_crystals(
             self.flow, self.network, self.angles, self.bank, tuple(sizes[order].tolist()), len(self.elements),
-            types, generator, self.config.method, self.config.pairs_at_once,
+            types, self.scale, generator, self.config.method, self.config.pairs_at_once,
         )  # fmt: skip
         if types is None:
             p = made["types"]
             types = p.argmax(1) if self.config.types == "argmax" else torch.multinomial(p, 1, generator=generator)[:, 0]
-        std = float(self.facts["lattice_std"])
-        lengths, angles = cell_parameters(made["lattice"].double().cpu().numpy() * std)
+        lengths, angles = cell_parameters(self.scale.cells(made["lattice"].double().cpu()).numpy())
         frac = wrap_unit(frac_of(made["coordinates"].double().cpu()).numpy())
         sorted_crystals = Crystals(
             self.elements.numpy()[types.cpu().numpy()],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headwater_bfn_crys.config import CrysConfig, FlowConfig
 from headwater_bfn_crys.crystals import Crystals
-from headwater_bfn_crys.flow import Inputs, accuracies, angles_of, beliefs, estimate
+from headwater_bfn_crys.flow import Inputs, Scale, accuracies, angles_of, beliefs, estimate
 from headwater_bfn_crys.messages import Layout
 from headwater_bfn_crys.networks import CSPNet
 from headwater_bfn_crys.objective import coordinate_loss, interval_loss, lattice_loss, mean_weight, type_loss
@@ -47,7 +47,7 @@ class Data:
         DataError: a crystal has an element that is not among ``elements``.
     """
 
-    def __init__(self, crystals: Crystals, elements: Tensor, lattice_std: float) -> None:
+    def __init__(self, crystals: Crystals, elements: Tensor, scale: Scale) -> None:
         index = np.full(256, -1)
         index[elements.numpy()] = np.arange(len(elements))
         types = index[crystals.numbers]
@@ -61,7 +61,7 @@ class Data:
             )
         self.types = torch.from_numpy(types)
         self.angles = angles_of(torch.from_numpy(crystals.frac)).float()
-        self.lattice = torch.from_numpy(crystals.matrices / lattice_std).float()
+        self.lattice = scale.standardised(torch.from_numpy(crystals.matrices)).float()
         self.num_atoms = torch.from_numpy(crystals.num_atoms)
         self.start = self.num_atoms.cumsum(0) - self.num_atoms
 
@@ -89,7 +89,10 @@ class CrysTrainer(Trainer):
         if crystals is not None:
             every = [part.numbers for part in (crystals, task.validation(), task.test())]
             found["elements"] = torch.from_numpy(np.unique(np.concatenate(every)))
-            found["lattice_std"] = float(np.std(crystals.matrices))
+            if config.standardise == "entries":
+                found["lattice_mean"], found["lattice_std"] = Scale.measured(crystals.matrices)
+            else:
+                found["lattice_std"] = float(np.std(crystals.matrices))
             found["atom_counts"] = torch.from_numpy(np.bincount(crystals.num_atoms)[1:].astype(np.int64))
         if config.elements:
             found["elements"] = torch.tensor(config.elements)
@@ -105,6 +108,11 @@ class CrysTrainer(Trainer):
             len(facts["elements"]), config.width, config.layers, config.frequencies, config.time_width,
             given_types=config.target == "csp",
         )  # fmt: skip
+        # The first estimate of a coordinate is the belief. Random shifts cost many times what is to be learned, and
+        # what they do to the other weights takes a thousand steps to undo.
+        nn.init.zeros_(network.coord_out.weight)
+        if config.standardise == "entries":
+            nn.init.zeros_(network.lattice_out.weight)
         return {"network": network}
 
     def setup(self) -> None:
@@ -120,6 +128,7 @@ class CrysTrainer(Trainer):
                 return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(k, steps) / steps))
 
             self.schedulers["adam"] = torch.optim.lr_scheduler.LambdaLR(adam, cosine)
+        self.scale = Scale.of(self.facts_found)
         self.alpha: Tensor = self.facts_found["alpha"]
         self.mean_weight = mean_weight(self.alpha) if config.normalise_weights else 1.0
         self._bank: tuple[int, vonmises.Bank] | None = None
@@ -127,7 +136,7 @@ class CrysTrainer(Trainer):
     @cached_property
     def data(self) -> Data:
         """The training set."""
-        return Data(self.task.train(), self.facts_found["elements"], self.facts_found["lattice_std"])
+        return Data(self.task.train(), self.facts_found["elements"], self.scale)
 
     @cached_property
     def angles(self) -> vonmises.Angles:
@@ -167,7 +176,7 @@ class CrysTrainer(Trainer):
         """The losses of cell, coordinates and types, without their weights."""
         config, n = self.config, self.config.steps
         layout = Layout(batch.num_atoms)
-        lattice, angles, logits = estimate(config, self.network, batch.i, batch.inputs, layout)
+        lattice, angles, logits = estimate(config, self.network, batch.i, batch.inputs, layout, self.scale)
         of_atom = batch.i[layout.crystal_of(batch.i.device)]
         alpha = self.alpha.to(of_atom.device)[of_atom - 1].unsqueeze(1)
         found = {"lattice": lattice_loss(batch.lattice, lattice.float(), batch.i, n, config.sigma1_lattice)}
@@ -196,7 +205,7 @@ class CrysTrainer(Trainer):
         if len(crystals) == 0:
             return {}
         generator = torch.Generator().manual_seed(key(0))
-        data = Data(crystals, self.facts_found["elements"], self.facts_found["lattice_std"])
+        data = Data(crystals, self.facts_found["elements"], self.scale)
         chosen = torch.randperm(len(crystals), generator=generator)[:VALIDATION]
         total: dict[str, float] = {}
         for part in chosen.split(self.config.batch_size):
