@@ -222,11 +222,11 @@ class TestBatches:
          {"standardise": "scalar"}, {"coordinate_loss": "cosine", "normalise_weights": True}],
     )  # fmt: skip
     def test_every_variant_learns(self, changes):
-        """The loss on one batch falls by 40 % in 60 steps."""
+        """The loss on one batch falls by half in 120 steps."""
         made = trainer(learning_rate=3e-3, decay_steps=None, **changes)
         batch = made.draw(0, generator())
-        losses = [float(made.step(batch)["loss"]) for _ in range(60)]
-        assert losses[-1] < 0.6 * losses[0]
+        losses = [float(made.step(batch)["loss"]) for _ in range(120)]
+        assert losses[-1] < 0.5 * losses[0]
 
     def test_the_bank_and_the_exact_flow_give_losses_of_one_law(self):
         bank, exact = trainer(batch_size=64), trainer(batch_size=64, flow="exact")
