@@ -119,9 +119,9 @@ def report(rows: list[dict[str, Any]]) -> None:
     for data, n, arm in dict.fromkeys((r["data"], r["n"], r["arm"]) for r in rows):
         values = [r["match_rate"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm)]
         error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        rmse = [r["rmse"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm) and r["rmse"] is not None]
-        apart = f"RMSE {mean(rmse):.3f}" if rmse else "no RMSE"
-        print(f"{data:12} n={n:<4} {arm:18} match rate {mean(values):.3f} +- {error:.3f}, {apart}  ({len(values)} seeds)")
+        found = [r["rmse"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm) and r["rmse"] is not None]
+        rmse = f"RMSE {mean(found):.3f}" if found else "no RMSE"
+        print(f"{data:12} n={n:<4} {arm:18} match {mean(values):.3f} +- {error:.3f}, {rmse}  ({len(values)} seeds)")
 
 
 def main() -> None:

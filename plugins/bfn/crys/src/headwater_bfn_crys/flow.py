@@ -187,7 +187,8 @@ def estimate(
     else:
         read = inputs._replace(lattice=scale.cells(inputs.lattice) / scale.unit())
         correction, shift, logits = network(i, *read, layout)
-        left = continuous.remaining((i - 1) / config.steps, config.sigma1_lattice).sqrt().view(-1, 1, 1)
+        t = ((i - 1) / config.steps).view(-1, 1, 1)
+        left = torch.as_tensor(continuous.remaining(t, config.sigma1_lattice)).sqrt()
         lattice = (inputs.lattice + left * correction) * (scale.std > 0).to(inputs.lattice)
     moved = inputs.angles + shift
     return lattice, moved if config.coordinates == "interval" else vonmises.wrap(moved), logits
