@@ -1,8 +1,9 @@
 """The processes of one training run: how they start, and how they end together when one of them meets an error."""
 
+import atexit
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,15 @@ def launch(config: FitConfig) -> Any:
     )
     if many:
         fabric.launch()
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends: it may be ended by one that it finds running."""
+    with suppress(Exception):
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextmanager
