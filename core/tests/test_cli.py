@@ -168,8 +168,8 @@ def test_version(cli):
         (["train", "toy", "--out", "x", "--config", "none.toml"], "cannot read the config none.toml"),
         (["train", "toy", "--out", "x", "--skip-bad"], "task.skip_bad is no setting"),
         (
-            ["describe", "flow-meta"],
-            "method 'flow-meta' is not installed; try: pip install headwater-flow-meta",
+            ["describe", "vision-vin"],
+            "method 'vision-vin' is not installed; try: pip install headwater-vision-vin",
         ),
         (["evaluate"], "say what to evaluate"),
         (["evaluate", "--task", "toy-numbers"], "say what to evaluate"),

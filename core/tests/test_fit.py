@@ -153,10 +153,10 @@ def test_a_newer_run_and_a_damaged_manifest_are_refused(tmp_path):
 
 def test_a_run_of_a_missing_plugin_names_the_package(tmp_path):
     run = train(tmp_path / "run", max_steps=1)
-    text = (run.path / "manifest.json").read_text().replace('"toy"', '"bfn-crys"')
-    text = text.replace("headwater-toy", "headwater-bfn-crys")
+    text = (run.path / "manifest.json").read_text().replace('"toy"', '"vision-vin"')
+    text = text.replace("headwater-toy", "headwater-vision-vin")
     (run.path / "manifest.json").write_text(text)
-    with pytest.raises(PluginError, match=r"pip install headwater-bfn-crys==1\.0"):
+    with pytest.raises(PluginError, match=r"pip install headwater-vision-vin==1\.0"):
         headwater.load(run.path)
 
 

@@ -64,7 +64,7 @@ def test_strict_accepts_what_is_sound(site, monkeypatch):
     [
         ("smoth", "did you mean 'smooth'"),
         ("gfn-fll", "did you mean 'gfn-fl'.*pip install headwater-gfn-fl"),
-        ("flow-meta", "is not installed; try: pip install headwater-flow-meta"),
+        ("vision-vin", "is not installed; try: pip install headwater-vision-vin"),
         ("xyzzy", "is unknown; known: "),
     ],
 )
