@@ -29,7 +29,7 @@ class EMACallback: pass
 EMACallback.__module__ = "crysbfn.ema"
 module.EMACallback = EMACallback
 sys.modules["crysbfn"] = types.ModuleType("crysbfn"); sys.modules["crysbfn.ema"] = module
-state = torch.load(sys.argv[1])
+state = torch.load(sys.argv[1], weights_only=True)
 average = {"BFN.net." + k: v for k, v in state.items()}
 plain = {k: v + 1 for k, v in average.items()}
 key = EMACallback if sys.argv[3] == "class" else "EMACallback{'decay': 0.995}"
