@@ -1,13 +1,12 @@
 """The small experiment: Ketton at half resolution, several seeds, beside a Gaussian field and overlapping spheres.
 
-``python benchmarks/porous/evidence.py --volume ketton_full_uint8.tif [--seeds 0 1 2] [--minutes 10]`` trains one run a
-seed under ``build/porous-evidence`` for at most that many minutes each, goes on with those that were interrupted, and
+``python benchmarks/porous/evidence.py --volume ketton_full_uint8.tif [--seeds 0 1 2] [--steps N]`` trains one run a
+seed under ``build/porous-evidence``, goes on with those that were interrupted, and
 writes ``results/porous-evidence-<time>.json`` and a figure beside it. What is trained is the method's default.
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,45 +49,23 @@ def beside(found: dict[str, Any], real: dict[str, Any]) -> dict[str, float]:
     return {**errors, "s2": float(np.abs(np.subtract(found["s2"], real["s2"]))[:LAGS].mean())}
 
 
-def trained(volume: Path, seed: int, minutes: float, steps: int) -> Run:
-    """The run of ``seed``, trained for ``minutes`` in all."""
+def trained(volume: Path, seed: int, steps: int) -> Run:
+    """The run of ``seed`` after ``steps`` steps."""
     path = ROOT / "build" / "porous-evidence" / f"seed-{seed}"
-    spent = float(Run(path).metrics()[-1]["seconds"]) if path.exists() and Run(path).metrics() else 0.0
-    watch = Clock(time.monotonic() + 60 * minutes - spent)
-    headwater.registry.register(watch, name="clock")
-    try:
-        if path.exists() and Run(path).checkpoints():
-            return (
-                Run(path) if spent >= 60 * minutes or Run(path).checkpoints()[-1] >= steps else headwater.resume(path)
-            )
-        overrides = {
-            "task": {"path": str(volume), "coarsen": 2, "isotropic": True, "permeability": False},
-            "fit": {"seed": seed, "max_steps": steps, "checkpoint_every": 100},
-        }
-        return headwater.train("porous-gan", path, task="porous-volume", overrides=overrides, force=True)
-    finally:
-        headwater.registry.unregister("clock")
-
-
-class Clock:
-    """Ends training when its time is over."""
-
-    API = 1
-
-    def __init__(self, end: float) -> None:
-        self.end = end
-
-    @headwater.hookimpl
-    def headwater_step_end(self, fit: Any) -> None:
-        if time.monotonic() > self.end:
-            fit.stop("time is over")
+    if path.exists() and Run(path).checkpoints():
+        return Run(path) if Run(path).checkpoints()[-1] >= steps else headwater.resume(path)
+    overrides = {
+        "task": {"path": str(volume), "coarsen": 2, "isotropic": True, "permeability": False},
+        "trainer": {"decay_steps": steps},
+        "fit": {"seed": seed, "max_steps": steps, "checkpoint_every": 100},
+    }
+    return headwater.train("porous-gan", path, task="porous-volume", overrides=overrides, force=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--volume", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
     whole = PorousVolume(PorousVolumeConfig(path=arguments.volume, coarsen=2)).volume().phase
@@ -106,7 +83,7 @@ def main() -> None:
         ),
     }
     for seed in arguments.seeds:
-        run = trained(arguments.volume, seed, arguments.minutes, arguments.steps)
+        run = trained(arguments.volume, seed, arguments.steps)
         model = headwater.load(run.path, device="cpu")
         for name in ("none", "paper"):
             settings = {"sampler": {"shape": [EDGE] * 3, "postprocess": name}}
@@ -125,7 +102,7 @@ def main() -> None:
         )
     path = write_results(
         "porous-evidence", [{"name": name, **row} for name, row in rows.items()],
-        seeds=arguments.seeds, minutes=arguments.minutes, threads=torch.get_num_threads(),
+        seeds=arguments.seeds, steps=arguments.steps, threads=torch.get_num_threads(),
     )  # fmt: skip
     figure(rows, path.with_suffix(".svg"))
     print(path)

@@ -13,7 +13,7 @@ from headwater_porous_gan.config import PorousConfig
 from headwater_porous_gan.networks import Generator
 from headwater_porous_gan.selection import Best, errors, morphology
 from headwater_porous_gan.tasks.media import Medium, MediumConfig
-from headwater_porous_gan.trainer import PorousTrainer, crop
+from headwater_porous_gan.trainer import PorousTrainer, crop, windows
 
 SMALL = {"side": 16, "nz": 4, "ngf": 4, "ndf": 2, "batch_size": 3}
 
@@ -33,9 +33,9 @@ def trainer(task, **settings):
 
 VARIANTS = [
     {"variant": "both"},
-    {"variant": "both", "windows": "stationary"},
-    {"variant": "smooth", "order": "official"},
-    {"variant": "noise", "order": "official", "dropout": 0.2},
+    {"variant": "both", "windows": "published"},
+    {"variant": "smooth", "order": "official", "windows": "published"},
+    {"variant": "noise", "order": "official", "windows": "published", "dropout": 0.2},
     {"variant": "noise", "schedule": "official64", "dropout": 0.2, "dropout_of": "channels"},
     {"objective": "wgan-gp", "critic_steps": 2},
 ]
@@ -58,10 +58,10 @@ def test_every_variant_makes_a_step_that_depends_on_its_batch_alone(task, settin
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("windows", ["published", "stationary"])
-def test_the_shared_batch_gives_the_gradients_of_the_formulas(task, windows):
+@pytest.mark.parametrize("kind", ["published", "stationary"])
+def test_the_shared_batch_gives_the_gradients_of_the_formulas(task, kind):
     """Against plain autograd in float64: D on detached fakes, then G through the D that was updated."""
-    settings = {"variant": "smooth", "windows": windows, "lr": 5e-4, "lr_discriminator": 2e-4}
+    settings = {"variant": "smooth", "windows": kind, "decay_steps": None, "lr": 5e-4, "lr_discriminator": 2e-4}
     made = trainer(task, **settings)
     for name in ("generator", "discriminator"):
         made.modules[name].double()
@@ -71,7 +71,12 @@ def test_the_shared_batch_gives_the_gradients_of_the_formulas(task, windows):
     g, d = (other.modules[n].double() for n in ("generator", "discriminator"))
     optimisers = [torch.optim.Adam(m.parameters(), lr, (0.5, 0.999)) for m, lr in ((g, 5e-4), (d, 2e-4))]
     x, z = batch["real"][0].double() * 2 - 1, batch["z"][0].double()
-    fake = g(z) if windows == "published" else g.interior(z)
+    if kind == "published":
+        fake = g(z)
+    else:  # the first three of the eight windows of one field
+        field = g.interior(z)
+        assert field.shape == (1, 1, 32, 32, 32)
+        fake = torch.stack([field[0, :, :16, :16, :16], field[0, :, :16, :16, 16:], field[0, :, :16, 16:, :16]])
     bce = torch.nn.BCELoss()
     loss = bce(d(x).sigmoid(), torch.full((3, 1), 0.9).double()) + bce(
         d(fake.detach()).sigmoid(), torch.zeros(3, 1).double()
@@ -93,7 +98,7 @@ def test_the_order_with_noise_uses_the_outputs_before_the_discriminators_step(ta
     """G's step is that of D's old weights; 64^3 makes two steps of one gradient, smaller crops one."""
     for side, steps in ((16, 1), (64, 2)):
         settings = {
-            "variant": "noise", "order": "official", "noise": 0.0, "side": side, "ngf": 2,
+            "variant": "noise", "order": "official", "windows": "published", "noise": 0.0, "side": side, "ngf": 2,
             "batch_size": 2, "lr": 5e-4,
         }  # fmt: skip
         big = task if side == 16 else Medium(MediumConfig(edge=64, permeability=False))
@@ -117,6 +122,23 @@ def test_noise_is_that_of_the_epoch_and_of_the_variant(task):
     levels = [made.draw(k, torch.Generator().manual_seed(0))["noise"] for k in (0, 9, 10, 35)]
     assert levels == pytest.approx([0.15, 0.15, 0.1, 0.0])
     assert trainer(task, variant="smooth", **settings).draw(0, torch.Generator())["noise"] == 0
+
+
+def test_both_rates_fall_along_a_cosine(task):
+    made = trainer(task, lr=1e-3, lr_discriminator=2e-4, decay_steps=4)
+    rates = []
+    for k in range(4):
+        rates.append([made.optimisers[name].param_groups[0]["lr"] for name in ("generator", "discriminator")])
+        made.step(made.draw(k, torch.Generator().manual_seed(k)))
+    shape = np.array([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
+    np.testing.assert_allclose(rates, np.outer(shape, [1e-3, 2e-4]), rtol=1e-12)
+
+
+def test_windows_are_what_a_field_is_made_of():
+    field = torch.arange(2 * 8**3).reshape(2, 1, 8, 8, 8)
+    found = windows(field, 4)
+    expected = [f[:, i : i + 4, j : j + 4, k : k + 4] for f in field for i in (0, 4) for j in (0, 4) for k in (0, 4)]
+    assert torch.equal(found, torch.stack(expected))
 
 
 # Crops
@@ -156,12 +178,18 @@ def test_a_volume_smaller_than_the_crops_is_refused(task):
     ("settings", "said"),
     [
         ({"side": 48}, "trainer.side = 48"),
-        ({"order": "official"}, "order = official needs objective"),
+        ({"order": "official", "windows": "published"}, "order = official needs objective"),
         (
             {"order": "official", "variant": "smooth", "windows": "stationary"},
             "order = official needs windows = published",
         ),
-        ({"order": "official", "variant": "smooth", "objective": "wgan-gp"}, "order = official"),
+        (
+            {"order": "official", "windows": "published", "variant": "smooth", "objective": "wgan-gp"},
+            (
+                {"order": "official", "windows": "published", "objective": "wgan-gp", "variant": "noise"},
+                "order = official",
+            ),
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, said):

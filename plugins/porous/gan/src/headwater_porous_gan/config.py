@@ -39,7 +39,7 @@ class PorousConfig(Config):
     objective: Literal["gan", "wgan-gp"] = Field("gan", description="the paper's loss, or Wasserstein with penalty")
     label: float = Field(0.9, gt=0, le=1, description="label of real crops (not in the variant noise)")
     noise: NonNegativeFloat = Field(
-        0.4, description="of the noise on the discriminator's input, at first (not in the variant smooth)"
+        0.8, description="of the noise on the discriminator's input, at first (not in the variant smooth)"
     )
     schedule: Literal["linear", "official64", "official128", "constant"] = Field(
         "constant", description="how that noise falls: linear is what was meant, the official ones what was run"
@@ -51,22 +51,25 @@ class PorousConfig(Config):
         "voxels", description="what dropout drops: single values (64^3), or whole channels (128^3)"
     )
     windows: Literal["published", "stationary"] = Field(
-        "published",
-        description="what the discriminator sees: the volume of one latent vector, as published, or a window of the "
-        "field of endless latents, which is what sampling makes",
+        "stationary",
+        description="what the discriminator sees: the volume of one latent vector, as published, or windows of the "
+        "field of endless latents, which is what sampling makes (eight from each field of edge 2 S)",
     )
     order: Literal["shared", "official"] = Field(
         "shared", description="one batch of fakes for both steps, or the order of the published code"
     )
-    batch_size: PositiveInt = Field(32, description="crops in a step")
-    lr: PositiveFloat = Field(5e-4, description="learning rate of the generator")
+    batch_size: PositiveInt = Field(16, description="crops in a step")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of the generator")
     lr_discriminator: PositiveFloat = Field(2e-4, description="learning rate of the discriminator")
     beta1: float = Field(0.5, ge=0, lt=1, description="first decay of Adam; the second is 0.999")
+    decay_steps: PositiveInt | None = Field(
+        3000, description="steps over which both rates fall to 0 along a cosine; constant rates without"
+    )
     critic_steps: PositiveInt = Field(5, description="steps of the critic for one of the generator (wgan-gp)")
     penalty: NonNegativeFloat = Field(10.0, description="weight of the gradient penalty (wgan-gp)")
     stride: PositiveInt | None = Field(None, description="crops from a grid of this stride; from anywhere without")
     select_every: PositiveInt = Field(
-        100, description="steps between the validations that may choose the best weights; fit.validate_every as a rule"
+        200, description="steps between the validations that may choose the best weights; fit.validate_every as a rule"
     )
     judged: Literal["none", "paper"] = Field("none", description="post-processing of the volumes that are validated")
     judged_cells: PositiveInt = Field(12, description="edge of the validated volume in cells of F = side / 4 voxels")

@@ -8,7 +8,9 @@ from headwater_porous_gan.tasks.entries import KIND, TASKS
 
 API = 1
 
-PUBLISHED: dict[str, Any] = {"order": "official", "windows": "published", "dropout_of": "voxels", "judged": "paper"}
+PUBLISHED: dict[str, Any] = {
+    "order": "official", "windows": "published", "decay_steps": None, "dropout_of": "voxels", "judged": "paper",
+}  # fmt: skip
 SAMPLED: dict[str, Any] = {"shape": [200, 200, 200], "margin": "paper", "postprocess": "paper"}
 
 
@@ -39,7 +41,7 @@ def headwater_methods() -> list[MethodEntry]:
                     trainer="headwater_porous_gan.trainer:PorousTrainer",
                     config="headwater_porous_gan.config:PorousConfig",
                     defaults={
-                        "fit": {"max_steps": 1500, "validate_every": 100, "ema": 0.99, "checkpoint_every": 500},
+                        "fit": {"max_steps": 3000, "validate_every": 200, "ema": 0.998, "checkpoint_every": 500},
                     },
                 ),
             ),

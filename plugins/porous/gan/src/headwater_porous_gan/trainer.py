@@ -1,5 +1,6 @@
 """Training: crops of one volume against what the generator makes, in the published orders or with one fake batch."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from headwater_porous_gan.objective import (
 )
 from headwater_porous_gan.selection import Best, judge, morphology
 
-__all__ = ["PorousTrainer", "crop"]
+__all__ = ["PorousTrainer", "crop", "windows"]
 
 DOUBLE_STEP = 64
 """The crop for which the published code with noise makes two steps of the generator from one gradient."""
@@ -48,6 +49,13 @@ def crop(phase: np.ndarray, side: int, n: int, stride: int | None, turned: bool,
             cut = np.flip(cut.transpose(orders[i]), tuple(axis for axis in range(3) if mirrors[i][axis]))
         crops[i, 0] = cut
     return torch.from_numpy(crops)
+
+
+def windows(field: Tensor, side: int) -> Tensor:
+    """The windows (k^3 B, 1, side, side, side) that fields (B, 1, k side, k side, k side) are made of."""
+    b, k = len(field), field.shape[-1] // side
+    apart = field.reshape(b, k, side, k, side, k, side).permute(0, 1, 3, 5, 2, 4, 6)
+    return apart.reshape(-1, 1, side, side, side)
 
 
 class PorousTrainer(Trainer):
@@ -96,6 +104,16 @@ class PorousTrainer(Trainer):
             name: torch.optim.Adam(self.modules[name].parameters(), lr, (config.beta1, 0.999), fused=True)
             for name, lr in rates.items()
         }
+        if config.decay_steps is not None:
+            total = config.decay_steps
+
+            def cosine(k: int) -> float:
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, k / total)))
+
+            self.schedulers = {
+                name: torch.optim.lr_scheduler.LambdaLR(optimiser, cosine)
+                for name, optimiser in self.optimisers.items()
+            }
         self.steps = 0
 
     @property
@@ -110,8 +128,9 @@ class PorousTrainer(Trainer):
         config = self.config
         real, latents = self.draws
         crops = crop(self.phase, config.side, real * config.batch_size, config.stride, self.task.isotropic, generator)
-        # A crop has four cells.
-        n = 4 + self.generator.rim if config.windows == "stationary" else 1
+        # A crop has four cells; a field has eight windows.
+        n = 8 + self.generator.rim if config.windows == "stationary" else 1
+        made = math.ceil(config.batch_size / 8) if config.windows == "stationary" else config.batch_size
         noise = 0.0
         if config.variant != "smooth":
             noise = noise_level(1 + k // config.epoch_steps, config.noise, config.schedule, config.epochs)
@@ -120,7 +139,7 @@ class PorousTrainer(Trainer):
             "noise": noise,
             "seed": int(torch.randint(1 << 62, (), generator=generator)),
             "real": crops.view(real, config.batch_size, *crops.shape[1:]),
-            "z": torch.randn(latents, config.batch_size, config.nz, n, n, n, generator=generator),
+            "z": torch.randn(latents, made, config.nz, n, n, n, generator=generator),
         }
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -139,7 +158,8 @@ class PorousTrainer(Trainer):
 
     def _make(self, z: Tensor) -> Tensor:
         if self.config.windows == "stationary":
-            return self.generator.interior(z.contiguous(memory_format=self.layout))
+            field = self.generator.interior(z.contiguous(memory_format=self.layout))
+            return windows(field, self.config.side)[: self.config.batch_size].contiguous(memory_format=self.layout)
         if self.config.order == "official":  # to the last bit, for a rectifier's kink makes more of a difference
             return self.generator(z)
         return self.generator.quick(z.contiguous(memory_format=self.layout))
