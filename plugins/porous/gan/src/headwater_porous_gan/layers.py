@@ -12,6 +12,7 @@ filtering F(3, 2) makes the three results of a filter with four products where t
 Along three axes that is 64 products where there were 216; what else is done are additions.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
 
@@ -33,7 +34,7 @@ ROWS = 128
 """Cubes of 3^3 windows at a time: what is between the steps stays in the processor's cache."""
 
 
-def first_layer(z: Tensor, weight: Tensor, bias: Tensor, place: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+def first_layer(z: Tensor, weight: Tensor, bias: Tensor, place: Sequence[int], size: Sequence[int]) -> Tensor:
     """The first layer (transposed convolution, kernel 4, stride 1) in a box of cells: (*size, c).
 
     Latent i reaches the cells i to i + 3; where there are no latents, or none are given, nothing is computed.
