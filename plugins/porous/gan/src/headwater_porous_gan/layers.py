@@ -74,7 +74,7 @@ class Scratch:
 
 
 class Plain:
-    """An upsampling layer as eight convolutions with 2^3 taps, one for each place among the eight new voxels.
+    """An upsampling layer as eight products of matrices, one for each of the 2^3 inputs of a window.
 
     Args:
         weight: (c, d, 4, 4, 4) of the transposed convolution.
@@ -84,18 +84,22 @@ class Plain:
     overlap = 1
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weights = [w.contiguous(memory_format=torch.channels_last_3d) for w in phases(weight)]
-        self.bias = bias
+        self.weights = phases(weight).permute(3, 4, 5, 2, 0, 1).flatten(4).contiguous()  # (2, 2, 2, c, 8 d)
+        self.bias = bias.repeat(8)
 
     def __call__(self, x: Tensor, rectify: bool = True, ahead: Tensor | None = None) -> Tensor:
         """Inputs (n0, n1, n2, c) give the voxels 1 to 2 n - 3 along each axis, counted from twice the first input.
 
         ``ahead`` (k, ., ., d) is put before the result along axis 0.
         """
-        size = [2 * (n - 1) for n in x.shape[:3]]
-        out, made = _with(x, ahead, size, self.weights[0].shape[0])
-        for weight, (a0, a1, a2) in zip(self.weights, product((0, 1), repeat=3), strict=True):
-            _put(_convolved(x, weight, self.bias), made[a0::2, a1::2, a2::2], rectify)
+        w0, w1, w2 = windows = [n - 1 for n in x.shape[:3]]
+        y = self.bias.repeat(w0 * w1 * w2, 1)
+        for i, j, k in product((0, 1), repeat=3):
+            y.addmm_(x[i : i + w0, j : j + w1, k : k + w2].reshape(len(y), -1), self.weights[i, j, k])
+        d = y.shape[1] // 8
+        out, made = _with(x, ahead, [2 * w for w in windows], d)
+        target = made.view(w0, 2, w1, 2, w2, 2 * d).permute(0, 2, 4, 1, 3, 5)
+        _put(y.view(w0, w1, w2, 2, 2, 2 * d), target, rectify)
         return out
 
 
