@@ -354,33 +354,26 @@ def _stream(
             if ranks.global_rank == 0:
                 _check_room(sampler, missing, total, suffix, path)
             hooks.call("headwater_sample_start")
+        made = sum(map(sampler.amount, range(total))) - sum(map(sampler.amount, missing))
         missing = missing[ranks.global_rank :: ranks.world_size]
-        with together(ranks):
-            _compute(model, sampler, job, hooks, missing, total, parts, suffix, workers, items, ranks.global_rank == 0)
+        whole = made + sum(map(sampler.amount, missing))  # of several bars the first one's share is shown
+        label, first = job.what.partition(":")[2], ranks.global_rank == 0
+        progress = Progress(whole, made, shown=first, label=label, unit=sampler.unit)
+        with together(ranks), progress as bar:
+            if workers == 1 or len(missing) < 2:
+                condition = items if items is not None else _job_condition(model, job)
+                for k in missing:
+                    _write_block(sampler, hooks, k, condition, parts, suffix)
+                    made += sampler.amount(k)
+                    bar.advance(made)
+            else:
+                _in_workers(model, sampler, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
         with together(ranks):
             if ranks.global_rank == 0:
                 _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
                 shutil.rmtree(parts, ignore_errors=True)
     hooks.call("headwater_sample_end", path=path)
     return path
-
-
-def _compute(
-    model: Model, sampler: Sampler, job: SampleJob, hooks: "_SampleHooks", missing: list[int], total: int,
-    parts: Path, suffix: str, workers: int, items: Any, shown: bool,
-) -> None:  # fmt: skip
-    """Write the missing blocks of this process."""
-    whole = sum(map(sampler.amount, range(total)))
-    made = whole - sum(map(sampler.amount, missing))
-    with Progress(whole, made, shown=shown, label=job.what.partition(":")[2], unit=sampler.unit) as bar:
-        if workers == 1 or len(missing) < 2:
-            condition = items if items is not None else _job_condition(model, job)
-            for k in missing:
-                _write_block(sampler, hooks, k, condition, parts, suffix)
-                made += sampler.amount(k)
-                bar.advance(made)
-        else:
-            _in_workers(model, sampler, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
 
 
 def _check_room(sampler: Sampler, missing: list[int], total: int, suffix: str, path: Path) -> None:
