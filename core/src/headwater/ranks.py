@@ -46,7 +46,7 @@ def joined() -> Any:
     """The processes that ``torchrun`` started for one sampling job; one process by itself starts nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SimpleNamespace(world_size=1, global_rank=0)
-    return launch(FitConfig(accelerator="cpu"))  # what they tell each other, wherever they compute
+    return launch(FitConfig.model_validate({"accelerator": "cpu"}))  # what they tell each other, wherever they compute
 
 
 def _leave() -> None:
