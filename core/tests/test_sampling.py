@@ -514,7 +514,8 @@ def test_the_progress_bar_counts_what_the_sampler_makes(model, measuring, tmp_pa
     seen = []
 
     class Bar:
-        def __init__(self, total, done, *, label, unit):
+        def __init__(self, total, done, *, shown, label, unit):
+            assert shown
             seen.append((total, done, unit))
 
         def __enter__(self):

@@ -47,7 +47,8 @@ def _tables(assignments: tuple[str, ...], parts: tuple[str, ...] | None = None) 
 
 
 def _print(text: str) -> None:
-    click.echo(text)
+    if _rank() == 0:  # once, under torchrun too
+        click.echo(text)
 
 
 @cli.command("list")

@@ -1,10 +1,11 @@
-"""The processes of one training run: how they start, and how they end together when one of them meets an error."""
+"""The processes of one training run or sampling job: how they start, and how they end together."""
 
 import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from headwater.config import FitConfig
 from headwater.errors import Elsewhere, RunError
 
-__all__ = ["launch", "losses", "together"]
+__all__ = ["joined", "launch", "losses", "together"]
 
 
 def launch(config: FitConfig) -> Any:
@@ -39,6 +40,13 @@ def launch(config: FitConfig) -> Any:
         fabric.launch()
         atexit.register(_leave)
     return fabric
+
+
+def joined() -> Any:
+    """The processes that ``torchrun`` started for one sampling job; one process by itself starts nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return SimpleNamespace(world_size=1, global_rank=0)
+    return launch(FitConfig.model_validate({"accelerator": "cpu"}))  # what they tell each other, wherever they compute
 
 
 def _leave() -> None:

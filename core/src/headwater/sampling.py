@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from headwater.config import merge, validate
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError, near
 from headwater.hookspecs import SAMPLE_HOOKS
 from headwater.progress import Progress
+from headwater.ranks import joined, together
 from headwater.resolve import Plan
 from headwater.run import Run, hold
 from headwater.sampler import Operation, Sampler
@@ -75,7 +76,7 @@ class Model:
         """
         self.run = run if isinstance(run, Run) else Run(Path(run))
         self.plan: Plan = plan_of(self.run)
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
         self.place = Place(torch.device(chosen))
         self.modules, self.facts, self.step = load_model(self.run, self.plan, self.place)
 
@@ -334,22 +335,31 @@ def _stream(
     if workers < 1:
         raise UsageError(f"--workers {workers}: at least one process is needed")
     suffix = sampler.writer.suffix_of(path)
-    _check_free(sampler, path, force)
     parts = path.with_name(f"{path.name}.parts")
-    with _holding(parts, path):
-        _check_free(sampler, path, force)  # again: another process may have finished it meanwhile
-        try:
-            _open_parts(parts, job, force)
-        except OSError as error:
-            raise RunError(f"cannot write in {parts}: {error.strerror}") from error
-        total = sampler.blocks(job.items)
-        missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
-        _check_room(sampler, missing, total, suffix, path)
+    ranks = joined()  # under torchrun each computes a share of the blocks, and the first does the rest
+    with ExitStack() as held:
+        with together(ranks):
+            if ranks.global_rank == 0:
+                _check_free(sampler, path, force)
+                held.enter_context(_holding(parts, path))
+                _check_free(sampler, path, force)  # again: another process may have finished it meanwhile
+                try:
+                    _open_parts(parts, job, force)
+                except OSError as error:
+                    raise RunError(f"cannot write in {parts}: {error.strerror}") from error
         hooks = _SampleHooks(job)
-        hooks.call("headwater_sample_start")
-        whole = sum(map(sampler.amount, range(total)))
-        made = whole - sum(map(sampler.amount, missing))
-        with Progress(whole, made, label=job.what.partition(":")[2], unit=sampler.unit) as bar:
+        total = sampler.blocks(job.items)
+        with together(ranks):  # all look before anyone writes
+            missing = [k for k in range(total) if not _part(parts, k, suffix).exists()]
+            if ranks.global_rank == 0:
+                _check_room(sampler, missing, total, suffix, path)
+            hooks.call("headwater_sample_start")
+        made = sum(map(sampler.amount, range(total))) - sum(map(sampler.amount, missing))
+        missing = missing[ranks.global_rank :: ranks.world_size]
+        whole = made + sum(map(sampler.amount, missing))  # of several bars the first one's share is shown
+        label, first = job.what.partition(":")[2], ranks.global_rank == 0
+        progress = Progress(whole, made, shown=first, label=label, unit=sampler.unit)
+        with together(ranks), progress as bar:
             if workers == 1 or len(missing) < 2:
                 condition = items if items is not None else _job_condition(model, job)
                 for k in missing:
@@ -358,8 +368,10 @@ def _stream(
                     bar.advance(made)
             else:
                 _in_workers(model, sampler, job, parts, suffix, missing, min(workers, len(missing)), total, bar)
-        _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
-        shutil.rmtree(parts, ignore_errors=True)
+        with together(ranks):
+            if ranks.global_rank == 0:
+                _join(sampler, [_part(parts, k, suffix) for k in range(total)], parts / path.name, path)
+                shutil.rmtree(parts, ignore_errors=True)
     hooks.call("headwater_sample_end", path=path)
     return path
 

@@ -346,7 +346,7 @@ def test_grey_levels_are_refused_with_their_number(tmp_path):
 
 
 def test_labels_are_counted_over_all_slabs(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "SLAB", 100)
+    monkeypatch.setattr(formats.labels, "SLAB", 100)
     late = noise() * 255
     late[-1, -1, -1] = 7
     np.save(tmp_path / "late.npy", late)
@@ -411,7 +411,7 @@ def test_pages_of_a_file_with_chunks_are_decoded_once():
 
 
 def test_a_large_volume_stays_in_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "IN_MEMORY", 1000)
+    monkeypatch.setattr(formats.labels, "IN_MEMORY", 1000)
     np.save(tmp_path / "rock.npy", noise() * 255)
     found = task(path=tmp_path / "rock.npy").volume()
     assert isinstance(found.phase, np.memmap)

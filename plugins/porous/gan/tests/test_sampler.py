@@ -244,3 +244,19 @@ def test_files_say_what_made_them(model, tmp_path):
     assert volume.provenance["seed"] == 11
     assert volume.provenance["bn"] == "global"
     assert len(volume.provenance["weights"]) == 16
+
+
+def test_two_ranks_write_the_file_of_one_process(run, tmp_path):
+    words = ["-m", "headwater", "sample", str(run), "-n", "1", "--seed", "2"]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    subprocess.run([sys.executable, *words, "-o", str(one)], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, *start, *words, "-o", str(two)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 samples: ") == 1
+    files = [file.relative_to(one) for file in one.rglob("*") if file.is_file()]
+    assert len(files) == 9  # 2 x 2 x 2 chunks and their note
+    for file in files:
+        assert (two / file).read_bytes() == (one / file).read_bytes()

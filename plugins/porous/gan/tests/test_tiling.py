@@ -42,9 +42,10 @@ def union(folded, latents, cells, step, order=iter):
 
 
 @pytest.mark.parametrize(("side", "extra"), [(8, 0), (16, 0), (32, 0), (64, 0), (8, 2), (16, 1), (32, 2)])
-@pytest.mark.parametrize("step", [(3, 4, 2), (20, 20, 20)])
-def test_tiles_equal_the_plain_network_in_float64(side, extra, step, monkeypatch):
+@pytest.mark.parametrize(("step", "widest"), [((3, 4, 2), 256), ((20, 20, 20), 256), ((20, 5, 20), 0)])
+def test_tiles_equal_the_plain_network_in_float64(side, extra, step, widest, monkeypatch):
     monkeypatch.setattr(tiling, "SLAB", 300)  # several slabs in a tile
+    monkeypatch.setattr(tiling, "WIDEST", widest)  # with and without minimal filtering
     generator, extent = made_generator(side, extra), (4, 3, 2)
     latents = Latents(6, 7, extent, dtype=torch.float64)
     with torch.no_grad():

@@ -6,15 +6,16 @@ padding of the published network makes it. A tile then holds what the whole volu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater_porous_gan.latents import Latents
-from headwater_porous_gan.networks import Generator, first_as_convolution, interleave, phases
+from headwater_porous_gan.layers import Extra, Filtered, Last, Plain, Scratch, first_layer
+from headwater_porous_gan.networks import Generator, interleave
 
 __all__ = ["Folded", "Statistics", "boxes", "running_statistics", "statistics"]
 
@@ -22,8 +23,11 @@ Cells = tuple[int, int, int]
 Statistics = list[tuple[Tensor, Tensor]]
 """Mean and biased variance of every channel before each batch normalisation."""
 
-SLAB = 4 << 20
-"""Numbers in the largest activation that is held at once; the last two layers run in slabs of that size."""
+SLAB = 2 << 20
+"""Numbers in the largest activation that is held at once; the last layers run in slabs of about that size."""
+
+WIDEST = 256
+"""Input channels up to which a layer runs by minimal filtering, which needs eight times the memory for weights."""
 
 
 def boxes(low: Sequence[int], high: Sequence[int], step: Sequence[int]) -> Iterator[tuple[Cells, Cells]]:
@@ -43,6 +47,7 @@ class Folded:
     """A generator whose batch normalisation is frozen at ``statistics`` and folded into the weights.
 
     With fewer statistics than layers it is the front of the network, up to the layer that the next ones are of.
+    Activations are (d0, d1, d2, channels).
 
     Args:
         generator: where weights come from; it is left as it is.
@@ -52,24 +57,28 @@ class Folded:
 
     def __init__(self, generator: Generator, statistics: Statistics, dtype: torch.dtype = torch.float32) -> None:
         self.m, self.halos, self.dtype = generator.m, generator.halos, dtype
-        self.weights: list[list[Tensor]] = []
-        self.biases: list[Tensor | None] = []
+        self.last = len(generator.norms)
+        self.layers: list[Any] = []
         convs: Any = generator.convs
-        for k, conv in enumerate(convs):
+        self.width = convs[-1].in_channels
+        scratch = Scratch()
+        for k, conv in enumerate(convs[: len(statistics) + 1]):
             weight, bias = conv.weight.detach(), conv.bias
+            extra = isinstance(conv, nn.Conv3d)
             if k < len(statistics):
-                weight, bias = _folded(weight, bias, generator.norms[k], statistics[k], isinstance(conv, nn.Conv3d))
-            laid_out = torch.channels_last_3d
-            if k == 0:  # the one layer that is faster with channels first
-                weight, laid_out = first_as_convolution(weight), torch.contiguous_format
-            elif isinstance(conv, nn.ConvTranspose3d):
-                weight = phases(weight)
-            if k == len(generator.convs) - 1:
-                weight = weight.flatten(0, 1)
-                bias = None if bias is None else bias.expand(8)
-            parts = weight.to(dtype).unbind() if weight.ndim == 6 else [weight.to(dtype)]
-            self.weights.append([part.contiguous(memory_format=laid_out) for part in parts])
-            self.biases.append(None if bias is None else bias.detach().to(dtype).contiguous())
+                weight, bias = _folded(weight, bias, generator.norms[k], statistics[k], extra)
+            bias = weight.new_zeros(conv.out_channels) if bias is None else bias.detach()
+            weight, bias = weight.to(dtype), bias.to(dtype)
+            if k == 0:
+                self.layers.append(partial(first_layer, weight=weight.permute(2, 3, 4, 0, 1).contiguous(), bias=bias))
+            elif k == self.last:
+                self.layers.append(Last(weight, bias))
+            elif extra:
+                self.layers.append(Extra(weight, bias))
+            elif conv.in_channels <= WIDEST and dtype != torch.bfloat16:  # sums of a few inputs lose bits of bfloat16
+                self.layers.append(Filtered(weight, bias, scratch))
+            else:
+                self.layers.append(Plain(weight, bias))
 
     @property
     def factor(self) -> int:
@@ -78,52 +87,55 @@ class Folded:
 
     def level(self, k: int) -> int:
         """How often the resolution has doubled after layer ``k``."""
-        hidden = len(self.weights) - 1
-        return self.m if k == hidden else min(k, self.m - 1)
+        return self.m if k == self.last else min(k, self.m - 1)
 
-    def _run(self, x: Tensor, k: int, rectify: bool = True) -> Tensor:
-        """Hidden layer ``k``; x has the halo of its level, and the result that of the next one."""
-        weights, bias = self.weights[k], self.biases[k]
-        if len(weights) == 1:
-            y = F.conv3d(x, weights[0], bias).contiguous(memory_format=torch.channels_last_3d)
-            return F.relu_(y) if rectify else y
-        b, _, *size = x.shape
-        shape = (b, weights[0].shape[0], *(2 * (n - 1) for n in size))
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-        for weight, (a0, a1, a2) in zip(weights, product((0, 1), repeat=3), strict=True):
-            y = F.conv3d(x, weight, bias)
-            place = out[:, :, a0::2, a1::2, a2::2]
-            if rectify:
-                torch.clamp_min(y, 0, out=place)
-            else:
-                place.copy_(y)
-        return _cropped(out, 2 * self.halos[k - 1] - 1 - self.halos[k])
+    def _first(self, latents: Latents, low: Cells, high: Cells) -> Tensor:
+        """The first layer in the cells [low, high), out of those latents alone that reach one of them."""
+        begin, end = [a - 3 for a in low], list(high)
+        if latents.extent is not None:
+            begin = [max(a, 0) for a in begin]
+            end = [max(a, min(b, n)) for a, b, n in zip(begin, end, latents.extent, strict=True)]
+        z = latents.window(begin, end)[0].permute(1, 2, 3, 0).to(self.dtype).contiguous()
+        place = [a - b for a, b in zip(begin, low, strict=True)]
+        found: Tensor = self.layers[0](z, place=place, size=[b - a for a, b in zip(low, high, strict=True)])
+        return found
 
     def _bounded(self, x: Tensor, k: int, low: Sequence[int], extent: Sequence[int] | None) -> Tensor:
         """The output of hidden layer ``k`` whose first voxel is ``low``, zero beyond the volume's end."""
         if extent is not None:
             for axis, (a, n) in enumerate(zip(low, extent, strict=True)):
-                size, end = x.shape[axis + 2], n << self.level(k)
+                size, end = x.shape[axis], n << self.level(k)
                 if a < 0:
-                    x.narrow(axis + 2, 0, min(-a, size)).zero_()
+                    x.narrow(axis, 0, min(-a, size)).zero_()
                 if a + size > end:
                     kept = max(end - a, 0)
-                    x.narrow(axis + 2, kept, size - kept).zero_()
+                    x.narrow(axis, kept, size - kept).zero_()
         return x
 
-    def _front(self, latents: Latents, low: Cells, high: Cells, layers: int) -> Tensor:
-        """The activations after ``layers`` hidden layers, in the cells [low, high) and their halo."""
-        extent = _cells(latents)
-        halo = self.halos[0]
-        x = latents.window([a - halo - 3 for a in low], [b + halo for b in high]).to(self.dtype)
-        for k in range(layers):
-            h = self.halos[k]
-            x = self._bounded(self._run(x, k), k, [(a << self.level(k)) - h for a in low], extent)
+    def _excess(self, k: int) -> int:
+        """How much more of its halo than needed layer ``k`` gives on each side."""
+        doubles = self.level(k) > self.level(k - 1)
+        return (2 if doubles else 1) * self.halos[k - 1] - 1 - self.halos[k]
+
+    def _hidden(self, latents: Latents, low: Cells, high: Cells, k: int, rectify: bool = True) -> Tensor:
+        """What hidden layer ``k`` gives in the cells [low, high) and its halo there.
+
+        Without ``rectify`` it is what the layer hands to its batch normalisation.
+        """
+        extent, halo = _cells(latents), self.halos[0]
+        x = self._first(latents, _moved(low, -halo), _moved(high, halo))
+        if rectify or k > 0:
+            x.relu_()
+        for j in range(k + 1):
+            if j > 0:
+                x = _inner(self.layers[j](x, rectify or j < k), self._excess(j))
+            if rectify or j < k:
+                x = self._bounded(x, j, [(a << self.level(j)) - self.halos[j] for a in low], extent)
         return x
 
     def raw(self, latents: Latents, low: Cells, high: Cells, k: int) -> Tensor:
         """What layer ``k`` hands to its batch normalisation in the cells [low, high), without halo."""
-        return _cropped(self._run(self._front(latents, low, high, k), k, rectify=False), self.halos[k])
+        return _inner(self._hidden(latents, low, high, k, rectify=False), self.halos[k])
 
     def tile(
         self,
@@ -134,39 +146,58 @@ class Folded:
     ) -> Tensor:
         """The voxels of the cells [low, high), with one voxel of halo on each side.
 
-        ``convert`` maps values in (-1, 1) to what is kept of them (a phase, say), slab by slab.
+        The last layers run slab by slab. Each keeps the planes of its input that the next slab needs again, so nothing
+        is computed twice, and only what is before them is held for the whole tile.
+
+        Args:
+            latents: the field.
+            low: first cell along each axis.
+            high: the cell after the last along each axis.
+            convert: maps values in (-1, 1), each by itself, to what is kept of them (a phase, say).
         """
         first = max(self.m - 1, 1)
-        x = self._front(latents, low, high, first)
+        x = self._hidden(latents, low, high, first - 1)
         extent = _cells(latents)
-        level, halo = self.level(first - 1), self.halos[first - 1]
-        scale = 1 << (self.m - level)
-        origin = [a << level for a in low]
-        rows, *across = ((b - a) << level for a, b in zip(low, high, strict=True))
-        step = max(1, SLAB // (self.weights[-1][0].shape[1] * (scale // 2) ** 3 * (across[0] + 2) * (across[1] + 2)))
+        level, overlap = self.level(first - 1), self.layers[first].overlap
+        grown = 1 << (self.level(self.last - 1) - level)
+        # Whole cubes of minimal filtering; the first slab has to reach through the layers with kernel 3 as well.
+        step = 3 * max(self.last - self.m + 1, SLAB // (3 * self.width * grown**3 * x.shape[1] * x.shape[2]))
+        size = [((b - a) << self.m) + 2 for a, b in zip(low, high, strict=True)]
         out: Tensor | None = None
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            y = x[:, :, start : stop + 2 * halo]
-            for k in range(first, len(self.weights) - 1):
-                h = self.halos[k]
-                up = self.level(k) - level
-                corner = [((o + (start if axis == 0 else 0)) << up) - h for axis, o in enumerate(origin)]
-                y = self._bounded(self._run(y, k), k, corner, extent)
-            values = interleave(F.conv3d(y, self.weights[-1][0], self.biases[-1]))[0, 0]
+        kept: dict[int, Tensor] = {}
+        for start in range(0, len(x) - overlap, step):
+            y = x[start : start + step + overlap]
+            at = (low[0] << level) - self.halos[first - 1] + start  # of the first plane of y, at its own level
+            for k in range(first, self.last):
+                ahead = kept.get(k)
+                y = self.layers[k](y, True, ahead)
+                at = (at << (self.level(k) - self.level(k - 1))) + 1 - (0 if ahead is None else len(ahead))
+                kept[k] = y[-self.layers[k + 1].overlap :].clone()
+                y = _inner(y, self._excess(k), axes=(1, 2))
+                corner = [(a << self.level(k)) - self.halos[k] for a in low]
+                y = self._bounded(y, k, [at, *corner[1:]], extent)
+            values = self.layers[self.last](y)
             values = torch.tanh_(values if self.dtype == torch.float64 else values.float())
-            part = values if convert is None else convert(values)
+            part = interleave(values if convert is None else convert(values))[0, 0]
             if out is None:
-                size = (rows * scale + 2, *part.shape[1:])
                 out = torch.empty(size, dtype=part.dtype, device=part.device)
-            out[start * scale : stop * scale + 2] = part
+            at = 2 * at + 1 - ((low[0] << self.m) - 1)
+            part = part[max(0, -at) : size[0] - at]
+            out[max(0, at) : max(0, at) + len(part)] = part
         assert out is not None
         return out
 
 
-def _cropped(x: Tensor, n: int) -> Tensor:
+def _moved(cells: Cells, n: int) -> Cells:
+    a, b, c = cells
+    return a + n, b + n, c + n
+
+
+def _inner(x: Tensor, n: int, axes: Sequence[int] = (0, 1, 2)) -> Tensor:
     """x without ``n`` voxels on each side."""
-    return x if n == 0 else x[:, :, n:-n, n:-n, n:-n]
+    for axis in axes:
+        x = x.narrow(axis, n, x.shape[axis] - 2 * n)
+    return x
 
 
 def _cells(latents: Latents) -> Cells | None:
@@ -200,9 +231,9 @@ def statistics(generator: Generator, latents: Latents, low: Cells, high: Cells, 
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for a, b in boxes(low, high, (step,) * 3):
             x = front.raw(latents, a, b, k).double()
-            count += x[0, 0].numel()
-            total = total + x.sum((0, 2, 3, 4))
-            squares = squares + x.square().sum((0, 2, 3, 4))
+            count += x[..., 0].numel()
+            total = total + x.sum((0, 1, 2))
+            squares = squares + x.square().sum((0, 1, 2))
         mean = total / count
         found.append((mean, (squares / count - mean.square()).clamp_min(0)))
     return found
