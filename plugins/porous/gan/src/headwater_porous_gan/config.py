@@ -63,7 +63,7 @@ class PorousConfig(Config):
     lr_discriminator: PositiveFloat = Field(2e-4, description="learning rate of the discriminator")
     beta1: float = Field(0.5, ge=0, lt=1, description="first decay of Adam; the second is 0.999")
     decay_steps: PositiveInt | None = Field(
-        3000, description="steps over which both rates fall to 0 along a cosine; constant rates without"
+        4000, description="steps over which both rates fall to 0 along a cosine; constant rates without"
     )
     critic_steps: PositiveInt = Field(5, description="steps of the critic for one of the generator (wgan-gp)")
     penalty: NonNegativeFloat = Field(10.0, description="weight of the gradient penalty (wgan-gp)")

@@ -41,7 +41,7 @@ def headwater_methods() -> list[MethodEntry]:
                     trainer="headwater_porous_gan.trainer:PorousTrainer",
                     config="headwater_porous_gan.config:PorousConfig",
                     defaults={
-                        "fit": {"max_steps": 3000, "validate_every": 200, "ema": 0.998, "checkpoint_every": 500},
+                        "fit": {"max_steps": 4000, "validate_every": 200, "ema": 0.998, "checkpoint_every": 500},
                     },
                 ),
             ),
