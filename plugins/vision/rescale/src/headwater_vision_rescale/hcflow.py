@@ -19,6 +19,14 @@ def log_scale(raw: Tensor) -> Tensor:
     return 0.318 * torch.atan(2 * raw)
 
 
+def _over_ranks(mean: Tensor) -> Tensor:
+    """The mean of equal shares of a batch, from the mean of each."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return mean
+
+
 class ActNorm(nn.Module):
     """(x + bias) exp(logs) per channel; the first batch of training sets them so that it comes out standardised."""
 
@@ -34,18 +42,18 @@ class ActNorm(nn.Module):
         return (x + self.bias) * torch.exp(self.logs)
 
     def _start(self, x: Tensor) -> None:
-        """Take mean and deviation of the joint batch of all ranks, unless the bias was loaded or trained already."""
+        """Take mean and deviation of the joint batch of all ranks, unless the bias was loaded or trained already.
+
+        A channel that does not vary (a downscaling latent of zeros) keeps its scale.
+        """
         self.started = True
         if bool(self.bias.any()):
             return
-        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(moments)
-            moments /= dist.get_world_size()
-        mean, square = moments
+        mean = _over_ranks(x.mean((0, 2, 3), keepdim=True))
+        deviation = _over_ranks((x - mean).square().mean((0, 2, 3), keepdim=True)).sqrt()
         with torch.no_grad():
-            self.bias.copy_(-mean.view_as(self.bias))
-            self.logs.copy_(-torch.log((square - mean**2).clamp(min=0).sqrt() + 1e-6).view_as(self.logs))
+            self.bias.copy_(-mean)
+            self.logs.copy_(-torch.where(deviation > 1e-6, deviation, 1.0).log())
 
     def inverse(self, y: Tensor) -> Tensor:
         """The x of which ``forward`` gives ``y``."""
