@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Literal
 
 from headwater import Config
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 __all__ = ["ApplyConfig", "DlvConfig", "HCFlowConfig", "HideApplyConfig", "HideConfig", "PatchConfig", "RestoreConfig"]
 

@@ -138,8 +138,8 @@ def widened(net: RescalingNet, zd_channels: int) -> RescalingNet:
     channel c of b' > b.
     """
     levels = list(net.couplings())
-    growth = levels[0][0].F.conv1.out_channels
-    made = RescalingNet(net.scale, [len(level) for level in levels], growth=int(growth), zd_channels=zd_channels)
+    growth = len(levels[0][0].F.get_parameter("conv1.bias"))
+    made = RescalingNet(net.scale, [len(level) for level in levels], growth=growth, zd_channels=zd_channels)
     old, new = torch.arange(3), 3 + zd_channels
     width = 3
     for level, wide in zip(levels, made.couplings(), strict=True):
@@ -207,9 +207,7 @@ def _hcflow_names(state: State) -> dict[str, Tensor]:
     place = {n: f"main.{level}.{k}" for level, steps in enumerate(_layers(state)) for k, n in enumerate(steps)}
     found = {}
     for key, value in _check_haar(state).items():
-        name = re.sub(
-            r"^flow\.layers\.(\d+)\.", lambda m: f"{place.get(int(m[1]), f'layer {m[1]}')}.", key
-        )
+        name = re.sub(r"^flow\.layers\.(\d+)\.", lambda m: f"{place.get(int(m[1]), f'layer {m[1]}')}.", key)
         name = re.sub(r"^flow\.level(\d)_condFlow\.", r"conditional.\1.", name)
         name = name.replace("additional_flow_steps.", "steps.").replace(".permute.weight", ".weight")
         name = name.replace(".affine.f.", ".f.").replace("RRDB_trunk", "trunk")

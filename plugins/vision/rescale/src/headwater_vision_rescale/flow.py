@@ -77,13 +77,13 @@ class _Quantise(torch.autograd.Function):
         return u.clamp(0, 1).mul(255).round_().div_(255)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
 def quantise(u: Tensor) -> Tensor:
     """Q(u) = round(255 clip(u, 0, 1)) / 255; its gradient is taken to be 1 everywhere, also where it clips."""
-    out: Tensor = _Quantise.apply(u)  # type: ignore[no-untyped-call]
+    out: Tensor = _Quantise.apply(u)
     return out
 
 

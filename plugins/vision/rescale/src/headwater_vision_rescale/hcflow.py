@@ -1,6 +1,5 @@
 """The hierarchical conditional flow (HCFlow) for rescaling by four: what is split off is Gaussian given the rest."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -139,20 +138,20 @@ class ConditionalStep(nn.Module):
 
     def __init__(self, channels: int, condition: int, width: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.first = channels // 2
         self.actnorm = ActNorm(channels)
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0].contiguous())
-        self.f = SmallNet(self.half + condition, 2 * (channels - self.half), width)
+        self.f = SmallNet(self.first + condition, 2 * (channels - self.first), width)
 
     def forward(self, x: Tensor, u: Tensor) -> Tensor:
         x = functional.conv2d(self.actnorm(x), self.weight[:, :, None, None])
-        first, rest = x[:, : self.half], x[:, self.half :]
+        first, rest = x[:, : self.first], x[:, self.first :]
         shift, scale = _shift_scale(self.f(torch.cat([first, u], 1)))
         return torch.cat([first, (rest + shift) * torch.exp(scale)], 1)
 
     def inverse(self, y: Tensor, u: Tensor) -> Tensor:
         """The x of which ``forward`` gives ``y`` under the same condition."""
-        first, rest = y[:, : self.half], y[:, self.half :]
+        first, rest = y[:, : self.first], y[:, self.first :]
         shift, scale = _shift_scale(self.f(torch.cat([first, u], 1)))
         x = torch.cat([first, rest * torch.exp(-scale) - shift], 1)
         back = torch.linalg.inv(self.weight.double()).to(x.dtype)
@@ -168,8 +167,9 @@ class Residual(nn.Module):
         if nested:
             self.f: nn.Module = nn.Sequential(*(Residual(width, growth, nested=False) for _ in range(3)))
         else:
-            self.f = DenseBlock(width, width, growth)
-            nn.init.xavier_normal_(self.f.conv5.weight, 0.1)
+            dense = DenseBlock(width, width, growth)
+            nn.init.xavier_normal_(dense.get_parameter("conv5.weight"), 0.1)
+            self.f = dense
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.2 * self.f(x)
@@ -179,7 +179,15 @@ class ConditionalFlow(nn.Module):
     """Makes what was split off at one level standard normal, given features ``u`` of what was kept."""
 
     def __init__(
-        self, channels: int, condition: int, steps: int, *, width: int, features: int, growth: int, blocks: Sequence[int]
+        self,
+        channels: int,
+        condition: int,
+        steps: int,
+        *,
+        width: int,
+        features: int,
+        growth: int,
+        blocks: Sequence[int],
     ) -> None:
         super().__init__()
         self.conv_first = nn.Conv2d(condition, features, 3, padding=1)

@@ -58,13 +58,9 @@ class Runner:
         net = self.network
         assert isinstance(net, Rescaler)
         x = reflect_to_multiple(as_tensor(image), net.scale)
-        z = self._noise(
-            self.config.zd_mode, self.config.zd_std, (1, net.zd_channels, *x.shape[2:]), generator
-        )
+        z = self._noise(self.config.zd_mode, self.config.zd_std, (1, net.zd_channels, *x.shape[2:]), generator)
         halo = self._halo(net.reach_down, net.scale)
-        return as_array(
-            tiled(self._through(net.reduce), [x, *z], tile=self.config.tile, halo=halo, over=net.scale)
-        )
+        return as_array(tiled(self._through(net.reduce), [x, *z], tile=self.config.tile, halo=halo, over=net.scale))
 
     def upscale(self, image: np.ndarray, size: tuple[int, int] | None, generator: torch.Generator) -> np.ndarray:
         """The image restored, cropped to ``size`` (height, width) where it is known."""
@@ -78,7 +74,7 @@ class Runner:
         return as_array(out[..., :height, :width])
 
     def hide(self, cover: np.ndarray, secret: np.ndarray) -> np.ndarray:
-        """``cover`` with ``secret`` in it; edges are rounded up to even numbers. Neither edge of the secret may be longer.
+        """``cover`` with ``secret`` in it, which may not be larger; edges are rounded up to even numbers.
 
         A smaller secret is continued by reflection.
         """

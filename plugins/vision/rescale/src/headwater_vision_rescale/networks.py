@@ -53,8 +53,7 @@ class DenseBlock(nn.Module):
         for k in range(1, 5):
             new = functional.leaky_relu_(getattr(self, f"conv{k}")(features), self.slope)
             features = torch.cat([features, new], 1)
-        out: Tensor = self.conv5(features)
-        return out
+        return self.get_submodule("conv5")(features)
 
 
 class Coupling(nn.Module):
@@ -165,7 +164,7 @@ class _Chain(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         (out,) = ctx.saved_tensors
         couplings: Sequence[Coupling] = ctx.couplings
         split = couplings[0].split
@@ -191,7 +190,7 @@ def chain(couplings: Sequence[Coupling], x: Tensor, *, inverse: bool = False, re
         return x
     if recompute and torch.is_grad_enabled():
         parameters = [p for c in couplings for block in (c.F, c.G, c.H) for p in block.parameters()]
-        out: Tensor = _Chain.apply(x, tuple(couplings), inverse, *parameters)  # type: ignore[no-untyped-call]
+        out: Tensor = _Chain.apply(x, tuple(couplings), inverse, *parameters)
         return out
     for coupling in reversed(couplings) if inverse else couplings:
         x = coupling.inverse(x) if inverse else coupling(x)
@@ -343,7 +342,7 @@ class HidingNet(nn.Module):
         return [c for c in self.operations if isinstance(c, Coupling)]
 
     def forward(self, cover: Tensor, secret: Tensor, z_d: Tensor | None = None) -> Tensor:
-        """Two images (N, 3, H, W) and z_d (N, c_d, H/2, W/2) to (N, 24 + c_d, H/2, W/2): stego wavelets, then latent."""
+        """Two images (N, 3, H, W) and z_d (N, c_d, H/2, W/2) to (N, 24 + c_d, H/2, W/2), stego wavelets first."""
         x = torch.cat([orthonormal_haar(cover), orthonormal_haar(secret)], 1)
         if self.zd_channels:
             z_d = x.new_zeros(len(x), self.zd_channels, *x.shape[2:]) if z_d is None else z_d

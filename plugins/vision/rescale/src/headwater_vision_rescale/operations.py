@@ -57,7 +57,9 @@ class PictureWriter(Writer):
 
     def read(self, path: Path) -> list[Picture]:
         return [
-            Picture(path.stem if path.is_file() else str(p.relative_to(path).with_suffix("")), read_image(p), image_text(p))
+            Picture(
+                path.stem if path.is_file() else str(p.relative_to(path).with_suffix("")), read_image(p), image_text(p)
+            )
             for p in find_images(path)
         ]
 

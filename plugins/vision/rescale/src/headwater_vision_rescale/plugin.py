@@ -1,5 +1,7 @@
 """What vision-rescale registers."""
 
+from typing import Any
+
 from headwater import MethodEntry, OperationEntry, Paper, SamplerEntry, StageEntry, TaskEntry, hookimpl
 
 from headwater_vision_rescale.tasks.entries import KIND, TASKS
@@ -34,7 +36,11 @@ def headwater_methods() -> list[MethodEntry]:
                     defaults={
                         "fit": {"max_steps": 600, "validate_every": 150, "checkpoint_every": 150},
                         "trainer": {
-                            "couplings": 3, "growth": 12, "batch_size": 8, "patch": 48, "lr": 1e-3,
+                            "couplings": 3,
+                            "growth": 12,
+                            "batch_size": 8,
+                            "patch": 48,
+                            "lr": 1e-3,
                             "halve_at": [450, 550],
                         },
                     },
@@ -47,8 +53,16 @@ def headwater_methods() -> list[MethodEntry]:
                     defaults={
                         "fit": {"max_steps": 600, "validate_every": 150, "checkpoint_every": 150},
                         "trainer": {
-                            "steps": [3, 3], "conditional_steps": [2, 2], "growth": 12, "width": 16, "features": 16,
-                            "feature_growth": 8, "feature_blocks": [1, 0], "batch_size": 8, "patch": 48, "lr": 1e-3,
+                            "steps": [3, 3],
+                            "conditional_steps": [2, 2],
+                            "growth": 12,
+                            "width": 16,
+                            "features": 16,
+                            "feature_growth": 8,
+                            "feature_blocks": [1, 0],
+                            "batch_size": 8,
+                            "patch": 48,
+                            "lr": 1e-3,
                             "halve_at": [450, 550],
                         },
                     },
@@ -61,7 +75,12 @@ def headwater_methods() -> list[MethodEntry]:
                     defaults={
                         "fit": {"max_steps": 600, "validate_every": 150, "checkpoint_every": 150},
                         "trainer": {
-                            "couplings": 4, "growth": 12, "batch_size": 4, "patch": 64, "lr": 1e-3, "zu_mode": "zero",
+                            "couplings": 4,
+                            "growth": 12,
+                            "batch_size": 4,
+                            "patch": 64,
+                            "lr": 1e-3,
+                            "zu_mode": "zero",
                             "halve_at": [450, 550],
                         },
                     },
@@ -111,7 +130,7 @@ def headwater_methods() -> list[MethodEntry]:
     ]
 
 
-def _presets() -> dict[str, dict[str, dict[str, object]]]:
+def _presets() -> dict[str, dict[str, dict[str, Any]]]:
     """The published sizes and schedules, of the first stage."""
     published = {
         "couplings": 8, "growth": 32, "batch_size": 16, "patch": 144, "lr": 2e-4,

@@ -73,7 +73,7 @@ class PatchTrainer(Trainer):
     def _runner(self) -> Runner:
         name = next(iter(self.modules))
         network: Any = self.averages.get(name, self.modules[name])
-        return Runner(network, InferenceConfig(), self.place.device)
+        return Runner(network, InferenceConfig.model_validate({}), self.place.device)
 
 
 class RescalingTrainer(PatchTrainer):

@@ -121,7 +121,9 @@ class Photographs(Task):
             made.append(
                 TestSet(
                     name,
-                    tuple(Photograph(f"{name}/{p.stem}", p, None if beside is None else _match(p, beside)) for p in paths),
+                    tuple(
+                        Photograph(f"{name}/{p.stem}", p, None if beside is None else _match(p, beside)) for p in paths
+                    ),
                 )
             )
         return tuple(made)

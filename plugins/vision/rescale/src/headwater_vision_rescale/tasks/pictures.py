@@ -35,7 +35,9 @@ def detailed(image: np.ndarray, edge: int) -> tuple[int, int]:
     y = luma(image)
     steps = np.abs(np.diff(y, axis=0))[:, :-1] + np.abs(np.diff(y, axis=1))[:-1]
     height, width = steps.shape
-    corners = [(i, j) for i in range(0, max(1, height - edge), edge // 2) for j in range(0, max(1, width - edge), edge // 2)]
+    corners = [
+        (i, j) for i in range(0, max(1, height - edge), edge // 2) for j in range(0, max(1, width - edge), edge // 2)
+    ]
     return max(corners, key=lambda c: float(steps[c[0] : c[0] + edge, c[1] : c[1] + edge].sum()))
 
 
