@@ -42,12 +42,12 @@ def test_tiles_give_what_the_whole_image_gives(name):
     with torch.no_grad():
         whole = net.reduce(x)
         halo = -(-net.reach_down // s) * s
-        own = tiled(net.reduce, [x], tile=16, halo=halo, over=s)
+        own = tiled(net.reduce, [x], tile=32, halo=halo, over=s)
         assert (own - whole).abs().max() <= 1e-5
         z = torch.randn(1, net.latent_channels, *whole.shape[2:])
         back = net.restore(whole, z)
         halo = -(-net.reach_up // s)
-        own = tiled(net.restore, [whole, z], tile=16 // s, halo=halo, times=s)
+        own = tiled(net.restore, [whole, z], tile=32 // s, halo=halo, times=s)
         assert (own - back).abs().max() <= 1e-5 * max(1.0, float(back.abs().max()))
 
 
@@ -79,7 +79,7 @@ def test_the_runner_tiles_exactly_unless_told_otherwise():
     image = np.random.default_rng(0).integers(0, 256, (301, 203, 3), np.uint8)
     whole = runner(net).downscale(image, generator)
     assert whole.shape == (151, 102, 3)
-    for precise in (runner(net, tile=64), runner(net, tile=8)):
+    for precise in (runner(net, tile=64), runner(net, tile=104)):
         assert np.array_equal(precise.downscale(image, generator), whole)
         assert np.array_equal(
             precise.upscale(whole, (301, 203), generator), runner(net).upscale(whole, (301, 203), generator)

@@ -34,9 +34,9 @@ def turned(square, turn):
 def test_patches_are_pieces_of_the_images_and_of_their_small_ones():
     pool = PatchPool([(image, None) for image in NOISE], 2, 8)
     generator = torch.Generator().manual_seed(0)
-    large, small = pool.draw(64, generator)
-    assert large.shape == (64, 3, 8, 8)
-    assert small.shape == (64, 3, 4, 4)
+    large, small = pool.draw(160, generator)
+    assert large.shape == (160, 3, 8, 8)
+    assert small.shape == (160, 3, 4, 4)
     which = set()
     for a, b in zip(large.permute(0, 2, 3, 1).numpy(), small.permute(0, 2, 3, 1).numpy(), strict=True):
         found = [
@@ -55,7 +55,7 @@ def test_patches_are_pieces_of_the_images_and_of_their_small_ones():
         assert np.array_equal(turned(rows[i // 2 : i // 2 + 4, j // 2 : j // 2 + 4], t), b)
         which.add((k, t))
     assert len(which) == 16  # every image in every position
-    again = PatchPool([(image, None) for image in NOISE], 2, 8).draw(64, torch.Generator().manual_seed(0))
+    again = PatchPool([(image, None) for image in NOISE], 2, 8).draw(160, torch.Generator().manual_seed(0))
     assert torch.equal(again[0], large)
 
 

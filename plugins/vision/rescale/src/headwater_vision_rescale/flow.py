@@ -92,9 +92,9 @@ def to_bytes(u: Tensor) -> Tensor:
     return (u.float().clamp(0, 1) * 255).round_().to(torch.uint8)
 
 
-def to_unit(x: Tensor) -> Tensor:
-    """uint8 as float32 in [0, 1]; floating-point values pass as they are."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+def to_unit(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 as floating-point values in [0, 1]; what is floating-point already keeps its values."""
+    return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
 def _reflected(n: int, wanted: int) -> Tensor:

@@ -47,9 +47,11 @@ class Runner:
         return [std * torch.randn(shape, generator=generator, device=generator.device).cpu()]
 
     def _through(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        dtype = next(self.network.parameters()).dtype
+
         def run(*parts: Tensor) -> Tensor:
             with torch.no_grad(), self._precision():
-                return to_bytes(fn(*(to_unit(part.to(self.device)) for part in parts))).cpu()
+                return to_bytes(fn(*(to_unit(part.to(self.device), dtype) for part in parts))).cpu()
 
         return run
 

@@ -51,6 +51,11 @@ class PatchTrainer(Trainer):
         """The training images, read at the first draw."""
         return PatchPool(self.task.training_images(self.config.patch), self.scale, self.config.patch)
 
+    def _unit(self, batch: Batch) -> Batch:
+        """The batch as the network takes it: images in [0, 1], all in the type of its weights."""
+        dtype = next(self.network.parameters()).dtype
+        return {name: to_unit(values, dtype) for name, values in batch.items()}
+
     @property
     def scale(self) -> int:
         return int(getattr(self.network, "scale"))  # noqa: B009 - the type of a module's attribute is unknown
@@ -129,9 +134,9 @@ class DlvTrainer(RescalingTrainer):
         return bool(self.config.zd_mode == "normal")
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        c, net = self.config, self.network
+        c, net, batch = self.config, self.network, self._unit(batch)
         assert isinstance(net, RescalingNet)
-        x, guide = to_unit(batch["x"]), to_unit(batch["guide"])
+        x, guide = batch["x"], batch["guide"]
         out = net(x, batch.get("z_d"))
         y, z = out[:, :3], out[:, 3:]
         fit, energy = summed_squares(y, guide), latent_energy(z)
@@ -159,9 +164,9 @@ class HCFlowTrainer(RescalingTrainer):
                 parameter.register_post_accumulate_grad_hook(lambda p: _clip(p, limit))
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        net = self.network
+        net, batch = self.network, self._unit(batch)
         assert isinstance(net, HCFlow)
-        x, guide = to_unit(batch["x"]), to_unit(batch["guide"])
+        x, guide = batch["x"], batch["guide"]
         y, z = net(x)
         y = y.clamp(0, 1)
         restored = net.restore(quantise(y), batch["z"]).clamp(0, 1)
@@ -199,9 +204,9 @@ class HideTrainer(PatchTrainer):
         return batch
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        c, net = self.config, self.network
+        c, net, batch = self.config, self.network, self._unit(batch)
         assert isinstance(net, HidingNet)
-        cover, secret = to_unit(batch["cover"]), to_unit(batch["secret"])
+        cover, secret = batch["cover"], batch["secret"]
         n = len(cover)
         stego = net.hide(cover, secret)
         revealed = net.reveal(quantise(stego) if c.quantised else stego, batch.get("z"))
