@@ -57,7 +57,10 @@ def bicubic(x: Tensor, scale: float) -> Tensor:
 
 
 def bicubic_bytes(x: Tensor, scale: float) -> Tensor:
-    """Resize uint8 (..., H, W) by ``scale``, rows first; as in MATLAB, values are bytes again after each direction."""
+    """Resize uint8 (..., H, W) by ``scale``, rows first; as in MATLAB, values are bytes again after each direction.
+
+    Old versions of MATLAB repeat the edge pixel where later ones mirror the image: that changes the outer two pixels.
+    """
     for dim in (x.ndim - 2, x.ndim - 1):
         x = torch.floor(_along(x.double(), dim, scale) + 0.5).clamp_(0, 255).to(torch.uint8)
     return x
