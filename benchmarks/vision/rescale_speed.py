@@ -3,8 +3,8 @@
 ``python benchmarks/vision/rescale_speed.py`` takes both in turn in one process, one thread, and prints medians: both
 directions on an image of 512 x 512 (x4 and x2) and a training step on patches of 144. Peak memory of a training step is
 what the process grows by (on Linux), each in a child of its own; beside it what autograd keeps until the backward pass.
-Whether time grows with the number of pixels is printed too, and what bf16 costs in PSNR where ``--run`` names a trained run and
-``--image`` a file.
+Whether time grows with the number of pixels is printed too, and what bf16 costs in PSNR where ``--run`` names a trained
+run and ``--image`` a file.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from headwater.training import convert
 from headwater_vision.embedded import photograph
 from headwater_vision.files import image_text, read_image, write_png
 from headwater_vision.metrics import psnr
+from headwater_vision_rescale.hcflow import HCFlow
 from headwater_vision_rescale.networks import Haar, HidingNet, RescalingNet
 from PIL import Image
 
@@ -220,6 +221,47 @@ def test_an_irn_is_converted_to_a_dlv_that_does_the_same(tmp_path):
         assert (made.reduce(x) - net.reduce(x)).abs().max() < 1e-6
     with pytest.raises(UsageError, match=r"official\.depth is no setting"):
         convert("vision-rescale", [path], tmp_path / "x", overrides={"official": {"depth": 1}})
+
+
+def published_names(net, levels):
+    """The state dict of an HCFlow as the published code has it: layers counted over Haar steps and splits too."""
+    state, place, number = {}, {}, 0
+    for level, steps in enumerate(levels):
+        signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).view(4, 1, 2, 2)
+        state[f"flow.layers.{number}.haar_weights"] = signs.repeat(3 if level == 0 else 6, 1, 1, 1)
+        for k in range(steps):
+            place[f"main.{level}.{k}."] = f"flow.layers.{number + 1 + k}."
+        number += steps + 2
+    for key, value in net.state_dict().items():
+        if key.startswith("main."):
+            key = place[key[: len("main.0.0.")]] + key[len("main.0.0.") :].replace("f.conv", "affine.f.conv")
+        else:
+            _, level, rest = key.split(".", 2)
+            rest = rest.replace("prior.", "f.", 1) if rest.startswith("prior.") else rest
+            if rest.startswith("steps."):
+                rest = rest.replace("steps.", "additional_flow_steps.", 1).replace(".f.", ".affine.f.")
+                tail = rest.split(".", 2)
+                rest = f"{tail[0]}.{tail[1]}.permute.weight" if tail[2] == "weight" else rest
+            if rest.startswith("trunk") and not rest.startswith("trunk_"):
+                trunk, block, _, dense, _, conv = rest.split(".", 5)
+                rest = f"RRDB_{trunk}.{block}.RDB{int(dense) + 1}.{conv}"
+            key = f"flow.level{level}_condFlow.{rest}"
+        state[key] = value
+    return state
+
+
+def test_an_hcflow_is_converted_and_applied(folder, tmp_path):
+    torch.manual_seed(0)
+    net = HCFlow((2, 1), (1, 2), growth=3, width=5, features=4, feature_growth=2, feature_blocks=(1, 1)).eval()
+    torch.save(published_names(net, (2, 1)), tmp_path / "hcflow.pth")
+    run = convert("vision-rescale", [tmp_path / "hcflow.pth"], tmp_path / "run")
+    assert run.manifest.stage == "hcflow"
+    model = Model(run, device="cpu")
+    x = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        assert torch.equal(model.modules["rescaler"].reduce(x), net.reduce(x))
+    small = model.apply("downscale", folder / "cat.png", tmp_path / "small.png")
+    assert read_image(model.apply("upscale", small, tmp_path / "back.png")).shape == CAT.shape
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, run):

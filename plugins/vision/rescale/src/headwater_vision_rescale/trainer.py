@@ -1,5 +1,6 @@
 """The three stages: DLV-IRN (IRN without the latent), HCFlow, and hiding."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -58,7 +59,8 @@ class PatchTrainer(Trainer):
 
     @property
     def scale(self) -> int:
-        return int(getattr(self.network, "scale"))  # noqa: B009 - the type of a module's attribute is unknown
+        network: Any = self.network
+        return int(network.scale)
 
     def _noise(self, n: int, channels: int, edge: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, channels, edge, edge, generator=generator)
@@ -84,19 +86,21 @@ class PatchTrainer(Trainer):
 class RescalingTrainer(PatchTrainer):
     """What the two stages for rescaling have in common."""
 
+    @abstractmethod
+    def modes(self) -> tuple[str, str]:
+        """How the upscaling and the downscaling latent are drawn: zero or normal."""
+
     def draw(self, k: int, generator: torch.Generator) -> Batch:
         c, net = self.config, self.network
         assert isinstance(net, Rescaler)
         x, guide = self.pool.draw(c.batch_size, generator)
         batch = {"x": x, "guide": guide}
-        if self._draws_zu:
+        zu, zd = self.modes()
+        if zu == "normal":
             batch["z"] = self._noise(len(x), net.latent_channels, c.patch // net.scale, generator)
-        if self._draws_zd and net.zd_channels:
-            batch["z_d"] = c.zd_std * self._noise(len(x), net.zd_channels, c.patch, generator)
+        if zd == "normal" and net.zd_channels:
+            batch["z_d"] = self._noise(len(x), net.zd_channels, c.patch, generator)
         return batch
-
-    _draws_zu = True
-    _draws_zd = False
 
     def validate(self) -> dict[str, float]:
         """PSNR of Y of restored and small pieces of the test images, latents zero."""
@@ -125,19 +129,14 @@ class DlvTrainer(RescalingTrainer):
         net.recompute = config.recompute
         return {"rescaler": net}
 
-    @property
-    def _draws_zu(self) -> bool:  # type: ignore[override]
-        return bool(self.config.zu_mode == "normal")
-
-    @property
-    def _draws_zd(self) -> bool:  # type: ignore[override]
-        return bool(self.config.zd_mode == "normal")
+    def modes(self) -> tuple[str, str]:
+        return self.config.zu_mode, self.config.zd_mode
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         c, net, batch = self.config, self.network, self._unit(batch)
         assert isinstance(net, RescalingNet)
         x, guide = batch["x"], batch["guide"]
-        out = net(x, batch.get("z_d"))
+        out = net(x, c.zd_std * batch["z_d"] if "z_d" in batch else None)
         y, z = out[:, :3], out[:, 3:]
         fit, energy = summed_squares(y, guide), latent_energy(z)
         rec = charbonnier(x, net.restore(quantise(y), batch.get("z")))
@@ -155,6 +154,9 @@ class HCFlowTrainer(RescalingTrainer):
         names = ("growth", "width", "features", "feature_growth", "feature_blocks", "zd_channels")
         sizes = {name: getattr(config, name) for name in names}
         return {"rescaler": HCFlow(config.steps, config.conditional_steps, **sizes)}
+
+    def modes(self) -> tuple[str, str]:
+        return "normal", "zero"
 
     def setup(self) -> None:
         super().setup()

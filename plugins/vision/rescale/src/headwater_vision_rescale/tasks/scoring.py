@@ -1,6 +1,6 @@
 """The published protocol: PSNR and SSIM of Y after rounding to 8 bits, a border of ``scale`` pixels left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,8 +62,7 @@ def small_scores(guide: np.ndarray, image: np.ndarray) -> dict[str, float]:
     return found | ({"lr_ssim_y": ssim(y, z)} if min(y.shape) >= 11 else {})
 
 
-def _of_sample(task: "Photographs", sample: "Sample") -> dict[str, float]:
-    known = {p.name: i for i, p in enumerate(task.tested)}
+def _of_sample(task: "Photographs", sample: "Sample", known: Mapping[str, int]) -> dict[str, float]:
     if sample.name not in known:
         raise DataError(f"{sample.name} is no image of the test sets: {', '.join(s.name for s in task.test_sets)}")
     i = known[sample.name]
@@ -105,9 +104,10 @@ def _of_hidden(task: "Photographs", sample: "Sample", i: int) -> dict[str, float
 def scores(task: "Photographs", samples: Sequence["Sample"]) -> dict[str, float]:
     """The means over the samples of each set, as ``SET/metric``; several draws of an image count as several images."""
     of_set: dict[str, dict[str, list[float]]] = {}
+    known = {p.name: i for i, p in enumerate(task.tested)}
     for sample in samples:
         table = of_set.setdefault(sample.name.partition("/")[0], {})
-        for name, value in _of_sample(task, sample).items():
+        for name, value in _of_sample(task, sample, known).items():
             table.setdefault(name, []).append(value)
     order = [s.name for s in task.test_sets if s.name in of_set]
     return {f"{s}/{name}": float(np.mean(v)) for s in order for name, v in of_set[s].items()} | {
