@@ -9,6 +9,7 @@ import pytest
 import torch
 from headwater_vision_lzn.convert import _carry_over, from_official
 from headwater_vision_lzn.networks import ResNet50
+from headwater_vision_lzn.solvers import images_of, noise_of
 from headwater_vision_lzn.objective import flow_loss, straight_line
 
 FOLDER = next(
@@ -71,3 +72,20 @@ def test_resnet_gives_the_official_features():
     features = module.features(a["x"])
     for found, wanted in ((features, a["feat"]), (module.head(features), a["head"])):
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["cifar", "afhq"])
+@torch.no_grad()
+def test_image_flow_gives_the_official_points(name):
+    a, modules = networks(name)
+    labels = a["label"].argmax(1) if "label" in a else None
+
+    def field(x, t):
+        return modules["decoder"](x, t, a["latent"], labels)
+
+    up, down = images_of(field, a["x"], steps=7), noise_of(field, a["x1"], steps=7)
+    torch.testing.assert_close(up - a["x"], a["sample_euler7"] - a["x"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(down - a["x1"], a["inverse_euler7"] - a["x1"], atol=1e-4, rtol=0)
+    if "sample_rk45" in a:
+        torch.testing.assert_close(images_of(field, a["x"], "rk45"), a["sample_rk45"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(noise_of(field, a["x1"], "rk45"), a["inverse_rk45"], atol=1e-3, rtol=0)
