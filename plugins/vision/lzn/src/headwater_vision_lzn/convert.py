@@ -7,7 +7,6 @@ evaluation, unless ``official.weights`` is ``last``.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from headwater_vision_lzn.networks import Anchors, Attention, Decoder, Down, Encoder, Residual, ResNet50, Trunk, Up
 
-__all__ = ["config_of", "from_official", "read_official", "stage_of", "to_official"]
+__all__ = ["config_of", "from_official", "read_official", "stage_of", "task_of", "to_official"]
 
 PARTS = ("encoder", "decoder", "label_anchor")
 PREFIX = re.compile(r"(model\.)?(module\.)?")
@@ -266,10 +265,11 @@ def _geometry(encoder: Mapping[str, Tensor]) -> dict[str, Any]:
     if len(sides) != 1:
         raise DataError(f"the encoder's heads are for images of different sizes: {sorted(sides)}")
     side = sides.pop()
+    latent = int(encoder[f"latent_transformations.{heads[0]}.2.weight"].shape[0])
     every = len(heads) == len(places)
     return {
-        "size": side, "channels": channels, "latent": int(encoder[f"latent_transformations.{heads[0]}.2.weight"].shape[0]),
-        "width": width, "multipliers": [w // width for w in widths], "blocks": blocks[0],
+        "size": side, "channels": channels, "latent": latent, "width": width,
+        "multipliers": [w // width for w in widths], "blocks": blocks[0],
         "attention": [side >> i for i, a in enumerate(attended) if a], "style": "fir" if fir else "plain",
         "narrow": narrow, "units": units,
         "readout": None if every else sorted({side >> places[k] for k in heads}, reverse=True),
@@ -290,6 +290,11 @@ def stage_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) ->
     if "encoder.net.0.0.weight" in state:
         return "represent"
     return "joint" if "label_anchor.anchor" in state else "generate"
+
+
+def task_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -> str:
+    """The user's own images, for the published sets are not here; ``task.path`` gives the bank."""
+    return "image-set"
 
 
 def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

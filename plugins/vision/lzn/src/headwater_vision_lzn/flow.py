@@ -249,9 +249,7 @@ def forward_flow(
     return _forward(start, prior, solver, steps, mean)
 
 
-def with_bank(
-    own: Tensor, bank: Tensor, prior: Tensor, *, solver: Solver = "dpm", steps: int = 20
-) -> Tensor:
+def with_bank(own: Tensor, bank: Tensor, prior: Tensor, *, solver: Solver = "dpm", steps: int = 20) -> Tensor:
     """The latent of each anchor in ``own`` among itself and the anchors of ``bank``, whatever else is in the batch.
 
     Args:

@@ -255,7 +255,9 @@ class Decode(Operation):
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} holds no latents that can be read: {error}") from error
         if found.ndim != 2 or found.shape[1] != self.space.width or found.dtype.kind != "f":
-            raise DataError(f"{path}: latents are {found.dtype} {found.shape}; floats (N, {self.space.width}) are needed")
+            raise DataError(
+                f"{path}: latents are {found.dtype} {found.shape}; floats (N, {self.space.width}) are needed"
+            )
         if not np.isfinite(found).all():
             raise DataError(f"{path}: the latent of row {int(np.argmin(np.isfinite(found).all(1)))} is not finite")
         return list(found)

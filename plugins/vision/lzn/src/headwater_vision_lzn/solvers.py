@@ -106,9 +106,7 @@ def _first_step(
     return min(100 * h0, h1, length)
 
 
-def _solve(
-    field: Field, x: Tensor, start: float, stop: float, method: Method, steps: int, tolerance: float
-) -> Tensor:
+def _solve(field: Field, x: Tensor, start: float, stop: float, method: Method, steps: int, tolerance: float) -> Tensor:
 
     def at(t: float, x: Tensor) -> Tensor:
         return field(x, torch.full((len(x),), t, dtype=x.dtype, device=x.device))

@@ -78,7 +78,9 @@ class ImagesTask(Task):
     def join(self, parts: Sequence[Path], path: Path) -> None:
         if path.name.endswith(".npz"):
             read = [self.read(part) for part in parts]
-            labels = None if read[0].labels is None else np.concatenate([r.labels for r in read if r.labels is not None])
+            labels = (
+                None if read[0].labels is None else np.concatenate([r.labels for r in read if r.labels is not None])
+            )
             self.write(ImageSet(np.concatenate([r.images for r in read]), labels, read[0].classes), path)
             return
         path.mkdir(parents=True)
@@ -179,7 +181,9 @@ class ImageSetConfig(Config):
         None, description="a folder of images or of class folders, NPZ (images, labels), or IDX images (.gz or not)"
     )
     test_path: Path | None = Field(None, description="images for testing, of the same form")
-    size: PositiveInt | None = Field(None, description="edge in pixels: resized, the centre cut out; as they are without")
+    size: PositiveInt | None = Field(
+        None, description="edge in pixels: resized, the centre cut out; as they are without"
+    )
     channels: Literal[1, 3] = Field(3, description="1 for grey (folders)")
     flip: bool = Field(True, description="whether mirror images are as good")
     skip_bad: bool = Field(False, description="leave out files that cannot be used, and list them")

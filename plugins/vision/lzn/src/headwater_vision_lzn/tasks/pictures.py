@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from headwater.reporting import COLOURS, Figure, Images, Panel
+from headwater.reporting import Figure, Images, Panel
+from headwater.reporting.panels import COLOURS
 from headwater.sampling import Model
 from headwater_vision.files import png_bytes
 from headwater_vision.grids import enlarged, grid

@@ -9,11 +9,15 @@ import pytest
 import torch
 from headwater_vision_lzn.convert import _carry_over, from_official
 from headwater_vision_lzn.networks import ResNet50
-from headwater_vision_lzn.solvers import images_of, noise_of
 from headwater_vision_lzn.objective import flow_loss, straight_line
+from headwater_vision_lzn.solvers import images_of, noise_of
 
 FOLDER = next(
-    (p / "shared/data/vision-lzn/parity" for p in Path(__file__).resolve().parents if (p / "shared/data/vision-lzn/parity").is_dir()),
+    (
+        p / "shared/data/vision-lzn/parity"
+        for p in Path(__file__).resolve().parents
+        if (p / "shared/data/vision-lzn/parity").is_dir()
+    ),
     None,
 )
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="the reference numbers are not here")
