@@ -14,9 +14,9 @@ from headwater_vision_lzn.solvers import images_of, noise_of
 
 FOLDER = next(
     (
-        p / "shared/data/vision-lzn/parity"
-        for p in Path(__file__).resolve().parents
-        if (p / "shared/data/vision-lzn/parity").is_dir()
+        folder
+        for parent in Path(__file__).resolve().parents
+        if (folder := parent / "shared" / "data" / "vision-lzn" / "parity").is_dir()
     ),
     None,
 )

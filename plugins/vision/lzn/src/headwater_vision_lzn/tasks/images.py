@@ -181,9 +181,7 @@ class ImageSetConfig(Config):
         None, description="a folder of images or of class folders, NPZ (images, labels), or IDX images (.gz or not)"
     )
     test_path: Path | None = Field(None, description="images for testing, of the same form")
-    size: PositiveInt | None = Field(
-        None, description="edge in pixels: resized, the centre cut out; as they are without"
-    )
+    size: PositiveInt | None = Field(None, description="edge in pixels: resized, the centre cut out; as it is without")
     channels: Literal[1, 3] = Field(3, description="1 for grey (folders)")
     flip: bool = Field(True, description="whether mirror images are as good")
     skip_bad: bool = Field(False, description="leave out files that cannot be used, and list them")
