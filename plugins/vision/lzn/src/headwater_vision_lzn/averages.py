@@ -33,6 +33,7 @@ class Average(nn.Module):
     @torch.no_grad()
     def update(self, module: nn.Module, n: int, greatest: float) -> None:
         """Follow ``module`` after its update number ``n``, counted from 1."""
-        own, new = list(self.module.parameters()), list(module.parameters())
+        own: list[Tensor] = list(self.module.parameters())
+        new: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(own, new, 1 - decay_of(n, greatest))
         self.updates.fill_(n)

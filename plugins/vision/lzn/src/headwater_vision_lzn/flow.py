@@ -148,8 +148,8 @@ def velocity(s: Tensor, anchors: Tensor, t: float, log_weights: Tensor | None = 
 class _Mean(torch.autograd.Function):
     """m(s, t) and, with targets, log p of each row's target: what the flow needs of one evaluation.
 
-    The backward pass keeps s and m of the step and computes p anew, so that n steps take n B x D numbers and not
-    n B x N. With g = dL/dm, q = dL/dlog p_target and d = p (g A' - g.m) + q (onehot - p):
+    The backward pass keeps s of the step and computes p anew, so that n steps take n B x D numbers and not n B x N.
+    With g = dL/dm, q = dL/dlog p_target and d = p (g A' - g.m) + q (onehot - p):
     dL/ds = c1 d A and dL/dA = c1 d' s + p' g - c2 colsum(d) A.
     """
 
@@ -166,22 +166,23 @@ class _Mean(torch.autograd.Function):
             log_q = logits.gather(1, targets[:, None])[:, 0]
             p = logits.exp_()
         m = p @ anchors
-        ctx.save_for_backward(s, anchors, bias, m, targets)
+        ctx.save_for_backward(s, anchors, bias, targets)
         ctx.t = t
         return m, log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, q: Tensor | None) -> tuple[Tensor | None, ...]:
-        s, anchors, bias, m, targets = ctx.saved_tensors
+        s, anchors, bias, targets = ctx.saved_tensors
         c1, c2 = _scales(ctx.t)
         p = torch.addmm(bias, s, anchors.T, alpha=c1).softmax(1)
-        shift = (g * m).sum(1, keepdim=True)
-        if targets is not None:
-            shift = shift + q[:, None]
-        d = torch.addmm(shift, g, anchors.T, beta=-1).mul_(p)
-        if targets is not None:
+        # g.m as the sum of what is subtracted from, so that a one-hot p, whose d is multiplied by 1e8, gives 0.
+        d = (g @ anchors.T).mul_(p)
+        shift = d.sum(1, keepdim=True)
+        if targets is not None and q is not None:
             d.scatter_add_(1, targets[:, None], q[:, None])
+            shift += q[:, None]
+        d.addcmul_(p, shift, value=-1)
         ds = (d @ anchors).mul_(c1) if ctx.needs_input_grad[0] else None
         da = None
         if ctx.needs_input_grad[1]:

@@ -195,6 +195,11 @@ class Readout(nn.Module):
         self.conv = nn.Conv2d(channels, narrow, 1)
         self.linear0, self.linear1 = nn.Linear(narrow * side * side, units), nn.Linear(units, latent)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose width is D."""
+        return self.linear1
+
     def forward(self, x: Tensor) -> Tensor:
         return self.linear1(F.silu(self.linear0(F.silu(self.conv(x)).flatten(1))))
 
@@ -373,6 +378,11 @@ class Head(nn.Module):
         widths = [*[width] * layers, latent]
         self.linears = nn.ModuleList(nn.Linear(n, m, bias=False) for n, m in pairwise(widths))
         self.norms = nn.ModuleList(nn.GroupNorm(g, m) for g, m in zip(groups, widths[1:], strict=True))
+
+    @property
+    def last(self) -> Any:
+        """The layer whose width is D."""
+        return self.linears[-1]
 
     def forward(self, h: Tensor) -> Tensor:
         for i, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):

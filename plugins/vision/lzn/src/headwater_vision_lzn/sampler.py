@@ -30,7 +30,7 @@ class Arrays(Writer):
 
     def write(self, samples: dict[str, np.ndarray], path: Path, start: int = 0) -> None:
         with path.open("wb") as out:
-            np.savez(out, **samples)
+            np.savez(out, **samples)  # type: ignore[arg-type]
 
     def read(self, path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:

@@ -68,17 +68,18 @@ class Space:
     @property
     def shape(self) -> tuple[int, int]:
         """Edge and channels of the images."""
-        if isinstance(self.encoder, Encoder):
-            return self.encoder.trunk.sizes[0], self.encoder.trunk.stem.in_channels
-        convolution = self.encoder.convs[0] if isinstance(self.encoder, ConvEncoder) else self.encoder.conv
+        encoder: Any = self.encoder
+        if isinstance(encoder, Encoder):
+            return encoder.trunk.sizes[0], encoder.trunk.stem.in_channels
+        convolution: Any = encoder.convs[0] if isinstance(encoder, ConvEncoder) else encoder.conv
         size = self.facts.get("size") or (self.decoder.trunk.sizes[0] if self.decoder is not None else IMAGENET)
         return size, convolution.in_channels
 
     @property
     def width(self) -> int:
         """D."""
-        heads = self.encoder.heads.values() if isinstance(self.encoder, Encoder) else ()
-        return next((h.linear1.out_features for h in heads), None) or self.encoder.head.linears[-1].out_features
+        heads: Any = self.encoder.heads.values() if isinstance(self.encoder, Encoder) else [self.encoder.head]
+        return int(next(iter(heads)).last.out_features)
 
     @property
     def classes(self) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from headwater import DataError, Trainer, UsageError
@@ -193,7 +194,7 @@ class LznTrainer(Trainer):
     def judged(self) -> Any:
         """The first test images, as many as are looked at; ``None`` where there are none."""
         test = self.task.testing()
-        return None if test is None else test.take(slice(self.config.judged))
+        return None if test is None else test.take(np.arange(min(len(test), self.config.judged)))
 
 
 class FlowTrainer(LznTrainer):

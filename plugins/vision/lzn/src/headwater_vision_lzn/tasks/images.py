@@ -96,7 +96,7 @@ class ImagesTask(Task):
         real = self.testing() or self.training()
         if real is None or len(samples) < 2:
             return {}
-        known, made = (torch.from_numpy(s.images).permute(0, 3, 1, 2) for s in (real.take(slice(COMPARED)), samples))
+        known, made = (torch.from_numpy(s).permute(0, 3, 1, 2) for s in (real.images[:COMPARED], samples.images))
         return {"random_feature_distance": random_feature_distance(known.split(256), made.split(256))}
 
     def panels(self, run: Any) -> list[Panel]:

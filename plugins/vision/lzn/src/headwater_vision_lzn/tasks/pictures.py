@@ -42,8 +42,8 @@ def panels(task: Any, run: Any) -> list[Panel]:
         images = task.testing() or task.training()
         if images is not None and "reference" in space.facts:
             if space.decoder is not None:
-                found.append(_reconstructions(space, images.take(slice(SHOWN)).images))
-            found.append(_map(space, images.take(slice(MAPPED))))
+                found.append(_reconstructions(space, images.images[:SHOWN]))
+            found.append(_map(space, images.take(np.arange(min(len(images), MAPPED)))))
     return found
 
 
