@@ -81,21 +81,23 @@ def test_a_resnet_becomes_a_run_of_represent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("averages", "change", "said"),
     [
-        (lambda c: c.pop("encoder"), "no entry 'encoder'"),
-        (lambda c: c["encoder"].pop("model.module.all_modules.1.Conv_0.bias"), "lacks all_modules.1.Conv_0.bias"),
-        (lambda c: c["encoder"].update({"model.module.odd": torch.ones(1)}), "no place for odd"),
-        (lambda c: c["encoder_ema"]["shadow_params"].pop(), "tensors for the"),
-        (lambda c: c["encoder_ema"]["shadow_params"].reverse(), "in the place of"),
-        (lambda c: c["encoder_ema"].pop("shadow_params"), "no list 'shadow_params'"),
-        (lambda c: c["decoder"].update({"model.module.all_modules.1.weight": torch.ones(32, 5)}), "has the shape"),
-        (lambda c: c["decoder"].update({"model.module.all_modules.1.weight": torch.ones(32, 32) / 0}), "finite"),
-        (lambda c: c["encoder"].pop("model.module.all_modules.0.weight"), "neither NCSN"),
+        (False, lambda c: c.pop("encoder"), "no entry 'encoder'"),
+        (False, lambda c: c["encoder"].pop("model.module.all_modules.1.Conv_0.bias"), "lacks all_modules.1"),
+        (False, lambda c: c["encoder"].update({"model.module.odd": torch.ones(1)}), "no place for odd"),
+        (True, lambda c: c["encoder_ema"]["shadow_params"].pop(), "tensors for the"),
+        (True, lambda c: c["encoder_ema"]["shadow_params"].reverse(), "in the place of"),
+        (True, lambda c: c["encoder_ema"].pop("shadow_params"), "no list 'shadow_params'"),
+        (False, lambda c: c["decoder"].update({"model.module.all_modules.1.weight": torch.ones(3)}), "has the shape"),
+        (False, lambda c: c["decoder"].update({"model.module.all_modules.1.weight": torch.ones(32, 32) / 0}), "finite"),
+        (False, lambda c: c["encoder"].pop("model.module.all_modules.0.weight"), "neither NCSN"),
     ],
 )  # fmt: skip
-def test_files_that_do_not_fit_are_refused_by_name(tmp_path, change, said):
+def test_files_that_do_not_fit_are_refused_by_name(tmp_path, averages, change, said):
     content, _ = checkpoint()
+    if not averages:
+        del content["encoder_ema"], content["decoder_ema"]
     change(content)
     path = save(content, tmp_path / "a.pt")
     with pytest.raises(DataError, match=said):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import headwater
 import numpy as np
@@ -111,14 +112,21 @@ def test_class_weights_of_the_reference(model, folder, tmp_path):
     assert {int(row["label"]) for row in Rows().read(out)} <= present
 
 
-def call(*arguments):
-    """The exit code of the command line."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in arguments])
-    return ended.value.code or 0
+@pytest.fixture
+def call(monkeypatch):
+    """Call the command line in this process; its exit code."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["headwater", *map(str, words)])
+        monkeypatch.setattr(sys, "_headwater_cli", False, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0
+
+    return run
 
 
-def test_command_line(run, folder, tmp_path, capsys):
+def test_command_line(call, run, folder, tmp_path, capsys):
     assert call("apply", run, "classify", "--input", folder, "-o", tmp_path / "c.csv") == 0
     with (tmp_path / "c.csv").open() as source:
         assert len(list(csv.DictReader(source))) == 6
@@ -129,7 +137,7 @@ def test_command_line(run, folder, tmp_path, capsys):
     assert {"random_feature_distance", "read_as_their_label"} <= set(scores)
 
 
-def test_bad_files_are_named_and_can_be_left_out(run, model, folder, tmp_path, capsys):
+def test_bad_files_are_named_and_can_be_left_out(call, run, folder, tmp_path, capsys):
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.png").write_bytes((folder / "d0.png").read_bytes())

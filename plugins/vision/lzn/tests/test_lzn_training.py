@@ -55,7 +55,9 @@ def test_loss_of_the_images_reaches_the_encoder_through_the_latent_alone():
 
 
 def test_two_view_loss_falls():
-    trainer = made(AlignTrainer, encoder="conv", batch_size=32, latent=16, lr_encoder=3e-3, solver="euler", prior=0.45)
+    trainer = made(
+        AlignTrainer, encoder="conv", batch_size=32, latent=16, lr_encoder=1e-3, solver="euler", prior=0.45, steps=20
+    )
     first, *_ = losses = [float(trainer.step(batch(trainer, k % 4))["loss"]) for k in range(30)]
     assert np.mean(losses[-4:]) < 0.8 * first
 
@@ -117,7 +119,7 @@ def _rank(rank, port, folder, kind, encoder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    trainer = made(kind, encoder=encoder)
+    trainer = made(kind, encoder=encoder, steps=12, prior=0.45)
     trainer.place = Place(rank=rank, world=2)
     trainer.modules["encoder"].double()
     trainer.modules.get("decoder", torch.nn.Identity()).double()
@@ -130,7 +132,7 @@ def _rank(rank, port, folder, kind, encoder):
 def test_two_processes_have_the_gradient_of_one(tmp_path, kind, encoder):
     port = 29500 + os.getpid() % 2000
     mp.spawn(_rank, (port, tmp_path, kind, encoder), nprocs=2)
-    trainer = made(kind, encoder=encoder)
+    trainer = made(kind, encoder=encoder, steps=12, prior=0.45)
     for name in trainer.parts:
         trainer.modules[name].double()
     wanted = _gradient(trainer, slice(None), True)

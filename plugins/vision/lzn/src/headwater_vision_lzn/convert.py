@@ -308,7 +308,7 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
             raise DataError("the encoder has no projection head (head.layers.0.weight, ...)")
         return {
             "trainer": {
-                "encoder": "resnet50", "channels": int(stem.shape[1]), "width": int(stem.shape[0]) // 64,
+                "encoder": "resnet50", "channels": int(stem.shape[1]), "resnet_width": int(stem.shape[0]) // 64,
                 "head_layers": (linears[-1] + 2) // 3,
                 "latent": int(encoder[f"head.layers.{linears[-1]}.weight"].shape[0]),
             }
@@ -330,7 +330,7 @@ def from_official(state: Mapping[str, Tensor], **hyperparameters: Any) -> dict[s
     c = config_of(state, hyperparameters)["trainer"]
     modules: dict[str, nn.Module] = {}
     if c.pop("encoder") == "resnet50":
-        modules["encoder"] = ResNet50(c["channels"], c["latent"], c["width"], c["head_layers"])
+        modules["encoder"] = ResNet50(c["channels"], c["latent"], c["resnet_width"], c["head_layers"])
     else:
         classes = c.pop("classes", 0)
         modules["encoder"] = Encoder(**c)

@@ -135,16 +135,7 @@ class ImageOperation(Operation):
     input_suffixes = (*SUFFIXES, ".npz")
 
     def setup(self) -> None:
-        self.space = Space(self.modules, self.facts, self.place.device, self._reference())
-
-    def _reference(self) -> Tensor | None:
-        path: Path | None = getattr(self.config, "reference", None)
-        if path is None:
-            return None
-        if not path.exists():
-            raise DataError(f"operation.reference: {path} does not exist")
-        size, channels = Space(self.modules, self.facts, self.place.device).shape
-        return stacked(read_items(path, self.config.skip_bad), size, channels)
+        self.space = Space(self.modules, self.facts, self.place.device)
 
     def read(self, path: Path) -> Sequence[Item]:
         return read_items(path, self.config.skip_bad)
@@ -153,14 +144,32 @@ class ImageOperation(Operation):
         """The items as the networks want them, uint8."""
         return stacked(items, *self.space.shape)
 
-    def prior(self, images: Tensor) -> Tensor:
-        """A Gaussian draw for each image, keyed on the seed and on what is in the picture, times ``config.prior``."""
+
+class LatentOperation(ImageOperation):
+    """An operation that needs the latents of images, and so a bank."""
+
+    def setup(self) -> None:
+        super().setup()
+        path: Path | None = self.config.reference
+        if path is not None:
+            if not path.exists():
+                raise DataError(f"operation.reference: {path} does not exist")
+            self.space.reference = stacked(read_items(path, self.config.skip_bad), *self.space.shape)
+        self.space.images  # noqa: B018 - refuses a run without a bank before anything is written
+
+    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Anchors and latents (B, D).
+
+        The Gaussian draw of an image is keyed on the seed and on its pixels, so its latent depends on nothing else.
+        """
         keys = [zlib.crc32(image.numpy().tobytes()) for image in images]
         draws = [torch.randn(self.space.width, generator=seeding.generator(self.seed, key)) for key in keys]
-        return self.config.prior * torch.stack(draws).to(self.place.device, self.space.dtype)
+        prior = self.config.prior * torch.stack(draws).to(self.place.device, self.space.dtype)
+        anchors = self.space.anchors(images)
+        return anchors, self.space.latents(anchors, prior)
 
 
-class Encode(ImageOperation):
+class Encode(LatentOperation):
     """The anchor and the latent of each image."""
 
     @cached_property
@@ -168,9 +177,7 @@ class Encode(ImageOperation):
         return Arrays()
 
     def apply(self, items: Sequence[Item], generator: torch.Generator) -> dict[str, np.ndarray]:
-        images = self.images(items)
-        anchors = self.space.anchors(images)
-        latents = self.space.latents(anchors, self.prior(images))
+        anchors, latents = self.latents(self.images(items))
         return {
             "latents": latents.cpu().numpy(), "anchors": anchors.cpu().numpy(),
             "files": np.array([item.name for item in items]),
@@ -189,7 +196,7 @@ class Embed(ImageOperation):
         return {"features": features.cpu().numpy(), "files": np.array([item.name for item in items])}
 
 
-class Classify(ImageOperation):
+class Classify(LatentOperation):
     """The class of each image: the label anchor to which its latent flows back."""
 
     def setup(self) -> None:
@@ -202,14 +209,12 @@ class Classify(ImageOperation):
         return Rows()
 
     def apply(self, items: Sequence[Item], generator: torch.Generator) -> list[dict[str, Any]]:
-        images = self.images(items)
-        latents = self.space.latents(self.space.anchors(images), self.prior(images))
-        labels, probabilities = self.space.labels_of(latents, self.config.weights)
+        labels, probabilities = self.space.labels_of(self.latents(self.images(items))[1], self.config.weights)
         rows = zip(items, labels.tolist(), probabilities.tolist(), strict=True)
         return [{"file": i.name, "label": self.space.classes[k], "probability": round(p, 6)} for i, k, p in rows]
 
 
-class Reconstruct(ImageOperation):
+class Reconstruct(LatentOperation):
     """Each image from its latent and its initial noise."""
 
     def setup(self) -> None:
@@ -218,8 +223,7 @@ class Reconstruct(ImageOperation):
 
     def apply(self, items: Sequence[Item], generator: torch.Generator) -> ImageSet:
         images = self.images(items)
-        latents = self.space.latents(self.space.anchors(images), self.prior(images))
-        field, labels = labelled(self.space, latents, self.label)
+        field, labels = labelled(self.space, self.latents(images)[1], self.label)
         how = (self.config.method, self.config.steps, self.config.tolerance)
         x = images_of(field, noise_of(field, self.space.pixels(images), *how), *how)
         return as_set(x, labels, self.space.classes if labels is not None else ())

@@ -111,16 +111,21 @@ class Space:
         found: Tensor = self.encoder(self.pixels(images))
         return found
 
-    @cached_property
-    def bank(self) -> Tensor:
-        """The anchors of the reference images (N, D)."""
-        images = self.reference if self.reference is not None else self.facts.get("reference")
+    @property
+    def images(self) -> Tensor:
+        """The reference images, uint8 (N, C, H, W)."""
+        images: Tensor | None = self.reference if self.reference is not None else self.facts.get("reference")
         if images is None:
             raise UsageError(
                 "this run keeps no reference images, which a latent depends on: say operation.reference=PATH, some "
                 "hundred images of the kind that it was trained on"
             )
-        return torch.cat([self.anchors(part) for part in images.split(CHUNK)])
+        return images
+
+    @cached_property
+    def bank(self) -> Tensor:
+        """The anchors of the reference images (N, D)."""
+        return torch.cat([self.anchors(part) for part in self.images.split(CHUNK)])
 
     def latents(self, anchors: Tensor, prior: Tensor) -> Tensor:
         """The latent of each anchor (B, D) among the bank and itself."""
