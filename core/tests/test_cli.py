@@ -129,18 +129,6 @@ def test_convert(cli, tmp_path):
     assert Run(tmp_path / "run").manifest.converted_from[0]["path"].endswith("official.pt")
 
 
-def test_convert_takes_the_stage_from_the_weights_unless_one_is_given(cli, tmp_path, monkeypatch):
-    import toy
-
-    monkeypatch.setattr(toy, "stage_of", lambda state, hyperparameters: "refine", raising=False)
-    net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 1))
-    torch.save({**net.state_dict(), "log_z": torch.tensor(2.0)}, tmp_path / "official.pt")
-    for out, stage, wanted in (("a", (), "refine"), ("b", ("--stage", "fit"), "fit")):
-        code, _, err = cli("convert", "toy", tmp_path / "official.pt", "--out", tmp_path / out, *stage)
-        assert code == 0, err
-        assert Run(tmp_path / out).manifest.stage == wanted
-
-
 def test_check_says_how_each_check_went(cli):
     code, out, _ = cli("check", "toy")
     assert code == 0
