@@ -100,6 +100,16 @@ def test_apply(cli, run, tmp_path):
     assert (tmp_path / "out.jsonl").read_text() == "2.0\n4.0\n"
 
 
+@pytest.mark.parametrize("name", ["block_size", "operation.block_size"])
+def test_a_setting_of_an_operation_needs_no_part_before_its_name(cli, run, tmp_path, name):
+    (tmp_path / "in.jsonl").write_text("1\n2\n")
+    words = ("apply", run, "double", "--input", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--set")
+    assert cli(*words, f"{name}=1")[0] == 0
+    code, _, err = cli(*words, f"{name}s=1", "--force")
+    assert code == 2
+    assert "operation.block_sizes is no setting; did you mean 'block_size'?" in err
+
+
 def test_describe(cli):
     code, out, _ = cli("describe", "toy")
     assert code == 0
@@ -127,6 +137,15 @@ def test_convert(cli, tmp_path):
     assert float(model.modules["scale"]["log_z"]) == 2.0
     assert torch.equal(model.modules["net"][0].weight, net[0].weight)
     assert Run(tmp_path / "run").manifest.converted_from[0]["path"].endswith("official.pt")
+
+
+def test_the_weights_may_say_which_stage_they_are_of(cli, tmp_path, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(), torch.nn.Linear(6, 1))
+    torch.save(net.state_dict(), tmp_path / "official.pt")
+    monkeypatch.setattr("toy.stage_of", lambda state, hyperparameters: "refine", raising=False)
+    assert cli("convert", "toy", tmp_path / "official.pt", "--out", tmp_path / "a")[0] == 0
+    assert cli("convert", "toy", tmp_path / "official.pt", "--out", tmp_path / "b", "--stage", "fit")[0] == 0
+    assert [Run(tmp_path / name).manifest.stage for name in "ab"] == ["refine", "fit"]
 
 
 def test_check_says_how_each_check_went(cli):

@@ -81,6 +81,16 @@ def test_metrics_are_those_of_all_samples_together_and_no_mean_over_blocks(model
     assert scores["last"] == pytest.approx(float(list(model.sample(7, seed=3))[-1][-1]), abs=1e-5)
 
 
+def test_a_sampler_says_how_many_samples_are_scored_and_settings_hold_for_them(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Numbers, "metrics", lambda self, s: seen.append((len(s), self.config.offset)) or {})
+    model.evaluate()
+    monkeypatch.setattr(ToySampler, "evaluated", property(lambda self: 5), raising=False)
+    model.evaluate()
+    model.evaluate(overrides={"task": {"offset": 7.0}, "sampler": {"block_size": 1}})
+    assert seen == [(3, 0.5), (5, 0.5), (5, 7.0)]
+
+
 def test_sampling_changes_no_global_generator_and_no_thread_count(model):
     torch.manual_seed(0)
     before, threads = torch.get_rng_state(), torch.get_num_threads()

@@ -55,7 +55,7 @@ def evaluate(
     """
     if run is not None:
         model = Model(run)
-        scores = model.evaluate(n, seed=seed)
+        scores = model.evaluate(n, seed=seed, overrides=overrides)
         model.run.write("evaluation.json", json.dumps(scores, indent=1))
         return scores
     if task is None or samples is None:

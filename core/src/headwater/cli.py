@@ -243,7 +243,9 @@ def apply(
     from headwater.config import merge
     from headwater.sampling import Model
 
-    tables = _tables(assignments, ("operation",))
+    # An operation has one table of settings, so its name may be left out: --set secret=PATH.
+    named = tuple(a if a.startswith("operation.") else f"operation.{a}" for a in assignments)
+    tables = _tables(named, ("operation",))
     if skip_bad:
         tables = merge(tables, {"operation": {"skip_bad": True}})
     written = Model(run).apply(operation, source, output, overrides=tables, seed=seed, workers=workers, force=force)

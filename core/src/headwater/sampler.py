@@ -56,6 +56,11 @@ class Sampler(ABC):
         """How many blocks make ``n`` samples."""
         return -(-n // self.block_size)
 
+    @property
+    def evaluated(self) -> int:
+        """How many samples are scored where nobody says: one block, or (a test set) as many as there are."""
+        return self.block_size
+
     def amount(self, k: int) -> int:
         """How much of ``unit`` block ``k`` makes."""
         return 1

@@ -192,12 +192,14 @@ class Model:
         )  # fmt: skip
         return _stream(self, made, job, Path(out), workers, force, items=items)
 
-    def evaluate(self, n: int | None = None, *, seed: int = 0) -> dict[str, float]:
-        """The task's metrics of ``n`` fresh samples (as many as one block without)."""
-        made = self.sampler()
-        blocks = list(self.sample(n or made.block_size, seed=seed))
+    def evaluate(
+        self, n: int | None = None, *, seed: int = 0, overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """The task's metrics of ``n`` fresh samples (as many as the sampler wants scored, without)."""
+        made = self.sampler(overrides=overrides)
+        blocks = list(self.sample(n or made.evaluated, seed=seed, overrides=overrides))
         with _together(made, blocks) as samples:
-            scores: dict[str, float] = self.task.metrics(samples)
+            scores: dict[str, float] = made.task.metrics(samples)
         return scores
 
 

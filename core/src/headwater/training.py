@@ -362,8 +362,8 @@ def convert(
     """Make a run out of official checkpoint files, ready to sample from or to train on with ``from_runs``.
 
     The method's converter module gives ``read_official(paths) -> (state, hyperparameters)`` and
-    ``from_official(state, **hyperparameters) -> modules``; if it has ``config_of(state, hyperparameters)`` and
-    ``task_of``, these say which config and task the weights belong to.
+    ``from_official(state, **hyperparameters) -> modules``; if it has ``config_of(state, hyperparameters)``,
+    ``stage_of`` and ``task_of``, these say which config, stage and task the weights belong to.
 
     Raises:
         DataError: a file is missing or is not the checkpoint that it should be; names keys that do not fit.
@@ -385,6 +385,8 @@ def convert(
     found = module.config_of(state, hyperparameters) if hasattr(module, "config_of") else {}
     if task is None and hasattr(module, "task_of"):
         task = module.task_of(state, hyperparameters)
+    if stage is None and hasattr(module, "stage_of"):
+        stage = module.stage_of(state, hyperparameters)
     made = plan(method, stage=stage, task=task, overrides=merge(found, tables))
     kind: type[Trainer] = registry.resolve(made.stage.trainer)
     own = Source(stage=made.stage.name, trainer=made.config["trainer"].model_dump(mode="json"), modules=list(modules))

@@ -1,0 +1,1 @@
+"""Photographs to learn from and to be tested on."""
