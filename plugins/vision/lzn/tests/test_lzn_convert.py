@@ -72,7 +72,7 @@ def test_a_converted_run_samples_and_says_what_it_lacks(tmp_path):
 
 
 def test_a_resnet_becomes_a_run_of_represent(tmp_path):
-    official = to_official(ResNet50(3, 32, layers=3))
+    official = to_official(ResNet50(3, 64, layers=3))
     content = {"encoder": {f"model.module.{k}": v for k, v in official.items()}}
     run = headwater.convert("vision-lzn", [save(content, tmp_path / "a.pt")], tmp_path / "run")
     assert run.manifest.stage == "represent"

@@ -88,6 +88,7 @@ def test_small_encoder_has_features_and_anchors():
         ({"width": 36, "multipliers": (1, 4)}, "32 groups"),
         ({"size": 30, "multipliers": (1, 2, 2)}, "multiples of 4"),
         ({"encoder": "resnet50", "latent": 40}, "multiple of 32"),
+        ({"encoder": "conv", "latent": 8}, "above 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(settings, said):

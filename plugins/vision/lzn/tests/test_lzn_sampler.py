@@ -15,7 +15,7 @@ from headwater_vision_lzn.sampler import Arrays, Rows
 from headwater_vision_lzn.tasks.images import Digits, EmbeddedConfig
 
 TINY = {
-    "latent": 8, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6, "batch_size": 8,
+    "latent": 16, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6, "batch_size": 8,
     "bank": 12, "judged": 6,
 }  # fmt: skip
 FEW = {"operation": {"steps": 3, "block_size": 4}}
@@ -59,7 +59,7 @@ def test_a_latent_depends_on_the_image_alone(model, folder, tmp_path):
     one = Arrays().read(model.apply("encode", folder, tmp_path / "a.npz", overrides={"operation": {"block_size": 2}}))
     write_png(tmp_path / "other" / "d3.png", Digits(EmbeddedConfig()).testing().images[3])
     two = Arrays().read(model.apply("encode", tmp_path / "other", tmp_path / "b.npz"))
-    assert one["latents"].shape == (6, 8)
+    assert one["latents"].shape == (6, 16)
     np.testing.assert_allclose(one["latents"][3], two["latents"][0], atol=1e-5)
     assert one["files"].tolist() == [f"d{i}.png" for i in range(6)]
     again = Arrays().read(model.apply("encode", folder, tmp_path / "c.npz", seed=1))
@@ -170,9 +170,9 @@ def test_images_of_all_kinds_are_fitted(model, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"other": np.zeros((2, 8), np.float32)}, "no array 'latents'"),
-        ({"latents": np.zeros((2, 7), np.float32)}, r"floats \(N, 8\)"),
-        ({"latents": np.full((2, 8), np.nan, np.float32)}, "row 0 is not finite"),
+        ({"other": np.zeros((2, 16), np.float32)}, "no array 'latents'"),
+        ({"latents": np.zeros((2, 7), np.float32)}, r"floats \(N, 16\)"),
+        ({"latents": np.full((2, 16), np.nan, np.float32)}, "row 0 is not finite"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused(model, tmp_path, content, said):

@@ -14,7 +14,7 @@ from headwater_vision_lzn.tasks.images import Digits, EmbeddedConfig, ImageSetCo
 from headwater_vision_lzn.trainer import AlignTrainer, FlowTrainer, JointTrainer
 
 TINY = {
-    "latent": 8, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6, "batch_size": 8,
+    "latent": 32, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6, "batch_size": 8,
     "bank": 12, "judged": 6, "warm_up": 0,
 }  # fmt: skip
 
@@ -55,9 +55,7 @@ def test_loss_of_the_images_reaches_the_encoder_through_the_latent_alone():
 
 
 def test_two_view_loss_falls():
-    trainer = made(
-        AlignTrainer, encoder="conv", batch_size=32, latent=16, lr_encoder=1e-3, solver="euler", prior=0.45, steps=20
-    )
+    trainer = made(AlignTrainer, encoder="conv", batch_size=32, lr_encoder=1e-3, solver="euler", prior=0.45, steps=20)
     first, *_ = losses = [float(trainer.step(batch(trainer, k % 4))["loss"]) for k in range(30)]
     assert np.mean(losses[-4:]) < 0.8 * first
 
@@ -94,7 +92,7 @@ def _gradient(trainer, rows, joint):
     x = trainer.images[:8]
     fixed = torch.Generator().manual_seed(5)
     whole = {
-        "k": 0, "x": x, "prior": torch.randn(8, 8, generator=fixed), "noise": torch.randn(x.shape, generator=fixed),
+        "k": 0, "x": x, "prior": torch.randn(8, 32, generator=fixed), "noise": torch.randn(x.shape, generator=fixed),
         "t": torch.rand(8, generator=fixed), "labels": trainer.labels[:8],
         "first": x.float() / 255, "second": x.flip(2).float() / 255,
     }  # fmt: skip

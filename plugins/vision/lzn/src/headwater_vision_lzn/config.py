@@ -86,9 +86,9 @@ class LznConfig(Config):
                 raise ValueError(f"width and multipliers give {n} channels, which 32 groups do not divide")
         if self.size is not None:
             self.check_size(self.size)
-        groups = {"ncsnpp": 1, "conv": 8, "resnet50": 32}[self.encoder]
-        if self.latent % groups:
-            raise ValueError(f"latent = {self.latent}: the encoder {self.encoder} needs a multiple of {groups}")
+        groups = {"ncsnpp": 0, "conv": 8, "resnet50": 32}[self.encoder]
+        if groups and (self.latent % groups or self.latent == groups):  # one number alone is 0 when normalised
+            raise ValueError(f"latent = {self.latent}: {self.encoder} needs a multiple of {groups} above {groups}")
         return self
 
     def check_size(self, size: int) -> None:

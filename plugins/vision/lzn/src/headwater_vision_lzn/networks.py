@@ -395,7 +395,7 @@ class ResNet50(nn.Module):
 
     Args:
         channels: of the images.
-        latent: D, a multiple of 32.
+        latent: D, a multiple of 32 above 32.
         width: multiplier of all widths.
         layers: of the head.
     """
@@ -428,7 +428,7 @@ class ConvEncoder(nn.Module):
 
     Args:
         channels: of the images.
-        latent: D, a multiple of 8.
+        latent: D, a multiple of 8 above 8.
         width: channels of the first convolution; twice and four times as many after.
     """
 

@@ -99,7 +99,7 @@ def headwater_methods() -> list[MethodEntry]:
             presets=PRESETS,
             tiny={
                 "trainer": {
-                    "latent": 8, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6,
+                    "latent": 16, "width": 8, "narrow": 4, "units": 8, "conv_width": 8, "steps": 4, "label_steps": 6,
                     "batch_size": 8, "bank": 12, "judged": 6, "warm_up": 2,
                 },
                 "sampler": {"block_size": 4, "steps": 4},

@@ -23,6 +23,10 @@ from headwater_vision_lzn.space import Space, to_bytes
 __all__ = ["Arrays", "Classify", "Decode", "Embed", "Encode", "ImageSampler", "Reconstruct", "Rows"]
 
 
+EVALUATED = 256
+"""Samples that a distance between sets of images is measured on, at least."""
+
+
 class Arrays(Writer):
     """Arrays with one row for each item, as NPZ."""
 
@@ -111,6 +115,10 @@ class ImageSampler(Sampler):
 
     def setup(self) -> None:
         self.space = Space(self.modules, self.facts, self.place.device)
+
+    @property
+    def evaluated(self) -> int:
+        return max(self.block_size, EVALUATED)
 
     def block(self, k: int, generator: torch.Generator, condition: Any) -> ImageSet:
         space, n, asked = self.space, self.block_size, condition.label if condition is not None else None
