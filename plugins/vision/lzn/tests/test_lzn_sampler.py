@@ -133,7 +133,8 @@ def test_command_line(call, run, folder, tmp_path, capsys):
     assert call("sample", run, "-n", "3", "-o", tmp_path / "s", "--condition", "label=3") == 0
     assert len(list((tmp_path / "s").iterdir())) == 3
     assert call("evaluate", run, "--json") == 0
-    scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    said = capsys.readouterr().out
+    scores = json.loads(said[said.index("{") :])
     assert {"random_feature_distance", "read_as_their_label"} <= set(scores)
 
 
