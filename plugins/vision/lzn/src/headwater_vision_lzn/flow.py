@@ -46,6 +46,9 @@ EULER_START = 1e-4
 DPM_END = 1e-3
 EXACT_BEFORE = 0.05
 
+NOTHING = 1e-20
+"""Probabilities below count as 0: denormal numbers would make the matrix products several times slower."""
+
 
 class Step(NamedTuple):
     """One step of a solver: m is evaluated at ``t``, then s <- ``keep`` s + sum_i ``mix[i]`` m_i, m_0 the newest."""
@@ -104,6 +107,11 @@ def dpm_steps(n: int, start: float, stop: float) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def _probabilities(logits: Tensor) -> Tensor:
+    p = logits.softmax(1)
+    return torch.threshold(p, NOTHING, 0.0) if p.requires_grad else torch.threshold_(p, NOTHING, 0.0)
+
+
 def _scales(t: float) -> tuple[float, float]:
     """The factors of s.a_j and of |a_j|^2 / 2 in the logits at time ``t``."""
     return (1 - t) / t**2, ((1 - t) / t) ** 2
@@ -134,9 +142,9 @@ def posterior(
     if own is not None:
         c1, c2 = _scales(t)
         mine = c1 * (s * own).sum(1, keepdim=True) - 0.5 * c2 * own.square().sum(1, keepdim=True)
-        p = torch.cat([logits, mine], 1).softmax(1)
+        p = _probabilities(torch.cat([logits, mine], 1))
         return p, torch.addcmul(p[:, :-1] @ anchors, p[:, -1:], own)
-    p = logits.softmax(1)
+    p = _probabilities(logits)
     return p, p @ anchors
 
 
@@ -159,12 +167,9 @@ class _Mean(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         logits = torch.addmm(bias, s, anchors.T, alpha=_scales(t)[0])
         log_q = None
-        if targets is None:
-            p = logits.softmax(1)
-        else:
-            logits = logits.log_softmax(1)
-            log_q = logits.gather(1, targets[:, None])[:, 0]
-            p = logits.exp_()
+        if targets is not None:
+            log_q = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+        p = _probabilities(logits)
         m = p @ anchors
         ctx.save_for_backward(s, anchors, bias, targets)
         ctx.t = t
@@ -175,7 +180,7 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, q: Tensor | None) -> tuple[Tensor | None, ...]:
         s, anchors, bias, targets = ctx.saved_tensors
         c1, c2 = _scales(ctx.t)
-        p = torch.addmm(bias, s, anchors.T, alpha=c1).softmax(1)
+        p = _probabilities(torch.addmm(bias, s, anchors.T, alpha=c1))
         # g.m as the sum of what is subtracted from, so that a one-hot p, whose d is multiplied by 1e8, gives 0.
         d = (g @ anchors.T).mul_(p)
         shift = d.sum(1, keepdim=True)
