@@ -309,13 +309,22 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
+def of_most_seeds(done: Mapping[str, Any], part: str) -> tuple[int, list[Any]]:
+    """The number of steps that most seeds have reached (the largest such), and what they found."""
+    by_steps: dict[int, list[Any]] = {}
+    for name, found in done.items():
+        if name.startswith(f"{part}/"):
+            by_steps.setdefault(int(name.split("/")[1]), []).append(found)
+    return max(by_steps.items(), key=lambda item: (len(item[1]), item[0])) if by_steps else (0, [])
+
+
 def summary(done: Mapping[str, Any]) -> list[str]:
     """The tables, in Markdown."""
     lines = []
-    probes = [v for k, v in done.items() if k.startswith("probe/")]
+    steps, probes = of_most_seeds(done, "probe")
     if probes:
         lines += [
-            f"linear probe, {len(probes)} seeds",
+            f"linear probe after {steps} steps, {len(probes)} seeds",
             "",
             "| features | 50 | 100 | 1347 labels |",
             "| --- | ---: | ---: | ---: |",
@@ -323,13 +332,13 @@ def summary(done: Mapping[str, Any]) -> list[str]:
         for name in ("pixels", "random encoder", "lzn"):
             cells = ["{:.3f} +- {:.3f}".format(*spread([p[name][str(n)] for p in probes])) for n in PROBE_LABELS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    known = [v for k, v in done.items() if k.startswith("labels/")]
+    _, known = of_most_seeds(done, "labels")
     if known:
-        steps = list(known[0]["cross entropy"])
-        lines += ["", f"test accuracy by steps, {len(known)} seeds", "", f"| | {' | '.join(steps)} |"]
-        lines.append("| --- |" + " ---: |" * len(steps))
+        checks = list(known[0]["cross entropy"])
+        lines += ["", f"test accuracy by steps, {len(known)} seeds", "", f"| | {' | '.join(checks)} |"]
+        lines.append("| --- |" + " ---: |" * len(checks))
         for name in known[0]:
-            cells = ["{:.3f} +- {:.3f}".format(*spread([p[name][s] for p in known])) for s in steps]
+            cells = ["{:.3f} +- {:.3f}".format(*spread([p[name][s] for p in known])) for s in checks]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     milestones = sorted({int(k.split("/")[1]) for k in done if k.startswith("cifar/")})
     if milestones:
@@ -359,14 +368,16 @@ def draw(done: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
-    probes = [v for k, v in done.items() if k.startswith("probe/")]
-    known = [v for k, v in done.items() if k.startswith("labels/")]
+    (steps, probes), (_, known) = of_most_seeds(done, "probe"), of_most_seeds(done, "labels")
     if probes:
         for name in ("pixels", "random encoder", "lzn"):
             middle, error = zip(*(spread([p[name][str(n)] for p in probes]) for n in PROBE_LABELS), strict=True)
             axes[0].errorbar(PROBE_LABELS, middle, error, marker="o", capsize=3, label=name)
         axes[0].set(
-            xscale="log", xlabel="labels", ylabel="test accuracy", title=f"digits: linear probe, {len(probes)} seeds"
+            xscale="log",
+            xlabel="labels",
+            ylabel="test accuracy",
+            title=f"digits: linear probe, {steps} steps, {len(probes)} seeds",
         )
         axes[0].legend()
     if known:

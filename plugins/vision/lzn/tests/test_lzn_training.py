@@ -197,3 +197,12 @@ def test_test_images_with_an_unknown_class_are_refused(tmp_path):
     assert task.training().classes == ("a", "b")
     with pytest.raises(DataError, match="class 'c'"):
         task.testing()
+
+
+@pytest.mark.parametrize("stage", ["generate", "represent", "joint"])
+def test_half_precision_leaves_the_latent_flow_alone(tmp_path, stage):
+    overrides = {"trainer": TINY, "fit": {"max_steps": 2, "accelerator": "cpu", "precision": "bf16-mixed"}}
+    run = headwater.train("vision-lzn", tmp_path / "run", stage=stage, overrides=overrides)
+    losses = [v for line in run.metrics() for k, v in line.items() if k.startswith("loss")]
+    assert losses
+    assert np.isfinite(losses).all()

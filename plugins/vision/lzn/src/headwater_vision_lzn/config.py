@@ -57,7 +57,7 @@ class LznConfig(Config):
     cut_off: float = Field(0.2, ge=0, lt=1, description="c, share of the reverse flow next to t = 1 that is dropped")
     label_weight: NonNegativeFloat = Field(1.0, description="of the label loss beside that of the images (joint)")
 
-    batch_size: PositiveInt = Field(128, description="images in a step, of each process")
+    batch_size: PositiveInt = Field(64, description="images in a step, of each process")
     lr_encoder: PositiveFloat = Field(1e-3, description="learning rate of the encoder")
     lr_decoder: PositiveFloat = Field(1e-3, description="learning rate of the decoder")
     lr_labels: PositiveFloat = Field(2e-3, description="learning rate of the label anchors")

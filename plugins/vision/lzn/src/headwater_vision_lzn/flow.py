@@ -180,18 +180,19 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, q: Tensor | None) -> tuple[Tensor | None, ...]:
         s, anchors, bias, targets = ctx.saved_tensors
         c1, c2 = _scales(ctx.t)
-        p = _probabilities(torch.addmm(bias, s, anchors.T, alpha=c1))
-        # g.m as the sum of what is subtracted from, so that a one-hot p, whose d is multiplied by 1e8, gives 0.
-        d = (g @ anchors.T).mul_(p)
-        shift = d.sum(1, keepdim=True)
-        if targets is not None and q is not None:
-            d.scatter_add_(1, targets[:, None], q[:, None])
-            shift += q[:, None]
-        d.addcmul_(p, shift, value=-1)
-        ds = (d @ anchors).mul_(c1) if ctx.needs_input_grad[0] else None
-        da = None
-        if ctx.needs_input_grad[1]:
-            da = torch.addmm(anchors * d.sum(0)[:, None], d.T, s, beta=-c2, alpha=c1).addmm_(p.T, g)
+        with torch.autocast(s.device.type, enabled=False):  # which may be on around the whole backward pass
+            p = _probabilities(torch.addmm(bias, s, anchors.T, alpha=c1))
+            # g.m as the sum of what is subtracted from, so that a one-hot p, whose d is multiplied by 1e8, gives 0.
+            d = (g @ anchors.T).mul_(p)
+            shift = d.sum(1, keepdim=True)
+            if targets is not None and q is not None:
+                d.scatter_add_(1, targets[:, None], q[:, None])
+                shift += q[:, None]
+            d.addcmul_(p, shift, value=-1)
+            ds = (d @ anchors).mul_(c1) if ctx.needs_input_grad[0] else None
+            da = None
+            if ctx.needs_input_grad[1]:
+                da = torch.addmm(anchors * d.sum(0)[:, None], d.T, s, beta=-c2, alpha=c1).addmm_(p.T, g)
         return ds, da, None, None, None
 
 
