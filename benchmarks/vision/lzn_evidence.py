@@ -17,6 +17,7 @@ comparable whenever it is stopped. Writes ``results/vision-lzn-evidence.json`` a
 
 import argparse
 import json
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -52,8 +53,12 @@ PROBE_LABELS = (50, 100, 1347)
 SUBSETS = 5
 LABEL_CHECKS = (100, 200, 400, 700, 1000)
 CIFAR_EDGE = 16
-MILESTONES = (100, 250, 500, 1000, 2000, 4000)
-JUDGED, SAMPLED, IMAGE_STEPS = 128, 512, 20
+IMAGE_STEPS = 20
+MEASURED: dict[str, Any] = {
+    "milestones": (100, 250, 500, 1000, 2000, 4000), "judged": 128, "sampled": 512, "classifier": 400,
+}  # fmt: skip
+"""The part cifar: where both arms are compared, images reconstructed and sampled, steps of the classifier."""
+
 CIFAR: dict[str, Any] = {
     "latent": 64, "width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "batch_size": 64, "ema": 0.995,
     "lr_encoder": 3e-4, "lr_decoder": 1e-3, "warm_up": 50,
@@ -220,7 +225,7 @@ def cifar_images(archive: Path, work: Path) -> dict[str, Path]:
     return paths
 
 
-def classifier(paths: Mapping[str, Path], work: Path) -> ConvEncoder:
+def classifier(paths: Mapping[str, Path], work: Path, steps: int) -> ConvEncoder:
     """A small classifier of the training images, whose features the feature-FD compares."""
     path, net = work / "cifar-classifier.pt", ConvEncoder(3, 32, 32)
     if not path.exists():
@@ -229,7 +234,7 @@ def classifier(paths: Mapping[str, Path], work: Path) -> ConvEncoder:
         with np.load(paths["train"]) as arrays:
             x, y = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2), torch.from_numpy(arrays["labels"])
         adam = torch.optim.Adam([*net.parameters(), *head.parameters()], lr=2e-3)
-        for _ in range(400):
+        for _ in range(steps):
             rows = torch.randint(len(x), (128,))
             loss = F.cross_entropy(head(net(to_pixels(x[rows]))), y[rows])
             adam.zero_grad()
@@ -248,7 +253,9 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float(moved + a.T.cov().trace() + b.T.cov().trace() - 2 * root)
 
 
-def judge(run: Run, paths: Mapping[str, Path], net: ConvEncoder, seed: int) -> dict[str, float]:
+def judge(
+    run: Run, paths: Mapping[str, Path], net: ConvEncoder, seed: int, measured: Mapping[str, Any]
+) -> dict[str, float]:
     """The error of reconstruction on test images, and the feature-FD of samples."""
     model = headwater.load(run, device="cpu")
     space = Space(model.modules, model.facts, CPU)
@@ -257,7 +264,7 @@ def judge(run: Run, paths: Mapping[str, Path], net: ConvEncoder, seed: int) -> d
         test = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        judged = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:JUDGED]]
+        judged = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: measured["judged"]]]
         errors = []
         for part in judged.split(64):
             prior = space.draws(len(part), g)
@@ -266,7 +273,7 @@ def judge(run: Run, paths: Mapping[str, Path], net: ConvEncoder, seed: int) -> d
             again = images_of(field, noise_of(field, x, steps=IMAGE_STEPS), steps=IMAGE_STEPS)
             errors.append((again - x).flatten(1).norm(dim=1))
         made = []
-        for _ in range(SAMPLED // 64):
+        for _ in range(measured["sampled"] // 64):
             latents = space.draws(64, g)
             field = space.field(torch.zeros_like(latents) if plain else latents)
             noise = torch.randn(64, 3, CIFAR_EDGE, CIFAR_EDGE, generator=g)
@@ -283,14 +290,15 @@ def cifar(
     work: Path,
     seeds: Sequence[int],
     steps: int,
+    measured: Mapping[str, Any],
     over: Callable[[], bool],
     note: Callable[[str, Any], None],
 ) -> None:
     """All runs from milestone to milestone."""
     paths = cifar_images(archive, work)
-    net = classifier(paths, work)
+    net = classifier(paths, work, measured["classifier"])
     table = {"task": {"path": str(paths["train"]), "flip": True}, "trainer": CIFAR}
-    for milestone in [m for m in MILESTONES if m <= steps]:
+    for milestone in [m for m in measured["milestones"] if m <= steps]:
         for seed in seeds:
             for stage in ("plain", "generate"):
                 name = f"cifar/{milestone}/{stage}/{seed}"
@@ -299,7 +307,7 @@ def cifar(
                 if over():
                     return
                 run = trained(work / f"cifar-{stage}-{seed}", stage, seed, milestone, "image-set", table)
-                note(name, judge(run, paths, net, seed))
+                note(name, judge(run, paths, net, seed, measured))
 
 
 # Results
@@ -414,6 +422,7 @@ def main() -> None:
     parser.add_argument("--label-steps", type=int, default=1000)
     parser.add_argument("--cifar-steps", type=int, default=2000)
     parser.add_argument("--data", type=Path, help="cifar10_jpeg_10k_2k.zip of the shared data")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything: does it run? Nothing is kept")
     parser.add_argument("--minutes", type=float, help="after so many nothing is started")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "vision-lzn")
     arguments = parser.parse_args()
@@ -421,6 +430,20 @@ def main() -> None:
         parser.error("--data is needed for the part cifar: the archive with the CIFAR subset")
     torch.set_num_threads(1)
     registry.register(Stages())
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.work, arguments.seeds = Path(folder), 1
+            arguments.probe_steps = arguments.label_steps = arguments.cifar_steps = 2
+            everything(arguments, {**MEASURED, "milestones": (2,), "judged": 64, "sampled": 64, "classifier": 2})
+        return
+    done = everything(arguments, MEASURED)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    draw(done, FIGURE)
+
+
+def everything(arguments: argparse.Namespace, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """All parts that are asked for; what is known afterwards."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     began, path = time.monotonic(), arguments.work / "done.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -442,7 +465,7 @@ def main() -> None:
     }
     for part in arguments.parts:
         if part == "cifar":
-            cifar(arguments.data, arguments.work, seeds, arguments.cifar_steps, over, note)
+            cifar(arguments.data, arguments.work, seeds, arguments.cifar_steps, measured, over, note)
             continue
         steps, job = jobs[part]
         for seed in seeds:
@@ -450,9 +473,7 @@ def main() -> None:
             if note(name, None) is None and not over():
                 note(name, job(seed, steps))
     print("\n".join(summary(done)))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    draw(done, FIGURE)
+    return done
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ def test_a_resnet_becomes_a_run_of_represent(tmp_path):
     [
         (False, lambda c: c.pop("encoder"), "no entry 'encoder'"),
         (False, lambda c: c["encoder"].pop("model.module.all_modules.1.Conv_0.bias"), "lacks all_modules.1"),
+        (False, lambda c: c["encoder"].pop("model.module.all_modules.2.Conv_1.weight"), "lacks all_modules.2.Conv_1"),
+        (False, lambda c: c["encoder"].pop("model.module.spatial_transformations.1.0.weight"), "lacks spatial_tr"),
         (False, lambda c: c["encoder"].update({"model.module.odd": torch.ones(1)}), "no place for odd"),
         (True, lambda c: c["encoder_ema"]["shadow_params"].pop(), "tensors for the"),
         (True, lambda c: c["encoder_ema"]["shadow_params"].reverse(), "in the place of"),

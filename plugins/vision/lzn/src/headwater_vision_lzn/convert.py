@@ -222,22 +222,32 @@ def _part(state: Mapping[str, Tensor], part: str, weights: str) -> dict[str, Ten
     return {key.removeprefix(chosen): value for key, value in state.items() if key.startswith(chosen)}
 
 
+class _Module(dict[str, Tensor]):
+    """The tensors of one official module; one that is missing is named."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __missing__(self, key: str) -> Tensor:
+        raise DataError(f"the encoder lacks all_modules.{self.number}.{key}")
+
+
 def _geometry(encoder: Mapping[str, Tensor]) -> dict[str, Any]:
     """The sizes of an NCSN++ encoder, from which modules it has and how large they are.
 
     Raises:
         DataError: it is none.
     """
-    modules: dict[int, dict[str, Tensor]] = {}
+    modules: dict[int, _Module] = {}
     for key, value in encoder.items():
         match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
         if match:
-            modules.setdefault(int(match[1]), {})[match[2]] = value
+            modules.setdefault(int(match[1]), _Module(int(match[1])))[match[2]] = value
     if 0 not in modules or "weight" not in modules[0] or modules[0]["weight"].ndim != 4:
         raise DataError("the encoder is neither NCSN++ (all_modules.0.weight, ...) nor ResNet-50 (net.0.0.weight, ...)")
     width, channels = map(int, modules[0]["weight"].shape[:2])
     widths: list[int] = []
-    blocks, attended, fir, side = [0], [False], False, 0
+    blocks, attended, fir = [0], [False], False
     places = [0]
     for i in sorted(modules)[1:-3]:
         here = modules[i]
@@ -257,6 +267,14 @@ def _geometry(encoder: Mapping[str, Tensor]) -> dict[str, Any]:
     heads = sorted(int(k.split(".")[1]) for k in encoder if re.fullmatch(r"latent_transformations\.\d+\.0\.weight", k))
     if not heads or len(set(blocks)) != 1 or len(widths) != len(blocks) or heads[-1] >= len(places):
         raise DataError("the encoder's modules are not those of NCSN++ with read-out heads")
+    lacking = [
+        key
+        for k in heads
+        for key in (f"spatial_transformations.{k}.0.weight", f"latent_transformations.{k}.2.weight")
+        if key not in encoder
+    ]
+    if lacking:
+        raise DataError(f"the encoder lacks {lacking[0]}")
     sides = set()
     for k in heads:
         narrow = int(encoder[f"spatial_transformations.{k}.0.weight"].shape[0])
@@ -316,6 +334,8 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
     trainer = {"encoder": "ncsnpp", **_geometry(encoder)}
     anchors = _part(state, "label_anchor", weights)
     if anchors:
+        if "anchor" not in anchors:
+            raise DataError("the label_anchor lacks anchor")
         trainer["classes"] = int(anchors["anchor"].shape[0])
     return {"trainer": trainer}
 
