@@ -60,6 +60,10 @@ class LznTrainer(Trainer):
         data = task.training()
         if data is None:
             return found
+        for name, here in (("size", data.images.shape[1]), ("channels", data.images.shape[3])):
+            wanted = getattr(config, name)
+            if wanted is not None and wanted != here:
+                raise UsageError(f"trainer.{name} = {wanted}, but the images have {here}; say task.{name} = {wanted}")
         rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: config.bank].sort().values
         found |= {
             "size": int(data.images.shape[1]), "channels": int(data.images.shape[3]), "classes": list(data.classes),
@@ -72,7 +76,8 @@ class LznTrainer(Trainer):
     @classmethod
     def build(cls, config: LznConfig, task: Any, facts: Mapping[str, Any]) -> dict[str, nn.Module]:
         size, channels = config.size or facts.get("size"), config.channels or facts.get("channels")
-        if channels is None or (size is None and config.encoder == "ncsnpp"):
+        sized = "decoder" in cls.parts or config.encoder == "ncsnpp"
+        if channels is None or (size is None and sized):
             raise UsageError("task.path is needed: the images to train on (or trainer.size and trainer.channels)")
         made: dict[str, nn.Module] = {}
         geometry: dict[str, Any] = {
@@ -83,7 +88,7 @@ class LznTrainer(Trainer):
         classes = (config.classes or len(facts.get("classes", ()))) if "labels" in cls.parts else 0
         if "labels" in cls.parts and not classes:
             raise UsageError("the stage joint needs labels: class folders, or an NPZ with an array 'labels'")
-        if size is not None and ("decoder" in cls.parts or config.encoder == "ncsnpp"):
+        if size is not None and sized:
             try:
                 config.check_size(size)
             except ValueError as error:
@@ -105,10 +110,6 @@ class LznTrainer(Trainer):
         data = self.task.training()
         if data is None:
             raise UsageError("task.path is needed: the images to train on")
-        for name, here in (("size", data.images.shape[1]), ("channels", data.images.shape[3])):
-            wanted = getattr(config, name)
-            if wanted is not None and wanted != here:
-                raise UsageError(f"trainer.{name} = {wanted}, but the images have {here}; say task.{name} = {wanted}")
         if len(data) < config.batch_size * self.place.world:
             raise DataError(
                 f"{len(data)} images are too few for batches of {config.batch_size * self.place.world}: an image may "
