@@ -111,3 +111,12 @@ def test_average_rises_to_its_decay():
         for old, p, new in zip(before, module.parameters(), average.module.parameters(), strict=True):
             torch.testing.assert_close(new, d * old + (1 - d) * p)
     assert int(average.updates) == 4
+
+
+def test_an_average_drops_nothing_out():
+    average = Average(Encoder(8, 1, 6, 8, (1,), 1, (), dropout=0.5)).module
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        for p in average.parameters():
+            p.add_(0.1)
+        assert torch.equal(average(x), average(x))

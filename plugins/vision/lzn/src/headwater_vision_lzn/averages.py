@@ -21,7 +21,7 @@ class Average(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module: Any = copy.deepcopy(module).requires_grad_(False)
+        self.module: Any = copy.deepcopy(module).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class LznConfig(Config):
     blocks: PositiveInt = Field(1, description="residual blocks of NCSN++ at each resolution")
     attention: tuple[PositiveInt, ...] = Field((4,), description="edges of NCSN++'s maps with attention")
     style: Literal["plain", "fir"] = Field("plain", description="of NCSN++: that of 32 pixels, or of 256")
-    dropout: float = Field(0.0, ge=0, lt=1, description="in the decoder's residual blocks")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks of NCSN++")
     narrow: PositiveInt = Field(20, description="channels of a read-out head's first layer")
     units: PositiveInt = Field(200, description="width of a read-out head's second layer")
     readout: tuple[PositiveInt, ...] | None = Field(None, description="edges of the maps with a head; all without")

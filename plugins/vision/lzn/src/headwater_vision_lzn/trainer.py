@@ -83,7 +83,7 @@ class LznTrainer(Trainer):
         geometry: dict[str, Any] = {
             "size": size, "channels": channels, "latent": config.latent, "width": config.width,
             "multipliers": config.multipliers, "blocks": config.blocks, "attention": config.attention,
-            "style": config.style,
+            "style": config.style, "dropout": config.dropout,
         }  # fmt: skip
         classes = (config.classes or len(facts.get("classes", ()))) if "labels" in cls.parts else 0
         if "labels" in cls.parts and not classes:
@@ -100,7 +100,7 @@ class LznTrainer(Trainer):
         else:
             made["encoder"] = ResNet50(channels, config.latent, config.resnet_width, config.head_layers)
         if "decoder" in cls.parts:
-            made["decoder"] = Decoder(classes=classes, dropout=config.dropout, **geometry)
+            made["decoder"] = Decoder(classes=classes, **geometry)
         if "labels" in cls.parts:
             made["labels"] = Anchors(classes, config.latent)
         return made | {f"{name}_average": Average(made[name]) for name in cls.parts}
