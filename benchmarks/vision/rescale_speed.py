@@ -2,14 +2,13 @@
 
 ``python benchmarks/vision/rescale_speed.py`` takes both in turn in one process, one thread, and prints medians: both
 directions on an image of 512 x 512 (x4 and x2) and a training step on patches of 144. Peak memory of a training step is
-what the process grows by, each in a child of its own; beside it what autograd keeps until the backward pass. Whether
-time grows with the number of pixels is printed too, and what bf16 costs in PSNR where ``--run`` names a trained run and
+what the process grows by (on Linux), each in a child of its own; beside it what autograd keeps until the backward pass.
+Whether time grows with the number of pixels is printed too, and what bf16 costs in PSNR where ``--run`` names a trained run and
 ``--image`` a file.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,8 +83,14 @@ def kept_bytes(loss: Callable[[], Tensor], net: torch.nn.Module) -> int:
     return sum(v for k, v in seen.items() if k not in own)
 
 
+def resident(what: str) -> int:
+    """VmRSS (now) or VmHWM (the most so far) of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
 def child(which: str, couplings: tuple[int, ...], growth: int, batch: int, patch: int) -> None:
-    """One training step in a process of its own; prints by how much its peak memory grew, in bytes."""
+    """One training step in a process of its own; prints by how much its memory grew at most, and its CPU seconds."""
     torch.set_num_threads(1)
     plain, own = both(couplings, growth)
     scale = 2 ** len(couplings)
@@ -95,15 +100,16 @@ def child(which: str, couplings: tuple[int, ...], growth: int, batch: int, patch
         (lambda *a: plain_loss(plain, *a)) if which == "plain" else (lambda *a: own_loss(own, *a))
     )
     run(*small).backward()  # libraries and gradients are in place
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
+    before, began = resident("VmRSS"), time.process_time()
     run(x, guide).backward()
-    print(json.dumps(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+    print(json.dumps({"bytes": resident("VmHWM") - before, "seconds": time.process_time() - began}))
 
 
 def peak(which: str, arguments: argparse.Namespace, couplings: tuple[int, ...]) -> int:
     command = [sys.executable, __file__, "--child", which, "--couplings", *map(str, couplings)]
     command += ["--growth", str(arguments.growth), "--batch", str(arguments.batch), "--patch", str(arguments.patch)]
-    return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["bytes"])
 
 
 def bf16_loss(run: Path, image: Path) -> dict[str, float]:

@@ -193,15 +193,12 @@ def test_small_images_are_matlabs(scale):
             own = bicubic_bytes(cropped(read_image(path), scale), 1 / scale)
             given = read_image(root / name / f"LR_matlab_bicubic_x{scale}" / path.name)
             given = given[: own.shape[0], : own.shape[1]]
-            # Where the file was made from a larger crop, the outermost pixels saw what lies beyond.
-            inner = (slice(0, -3), slice(0, -3)) if name == "Set14" else (slice(None), slice(None))
-            gap = np.abs(own.astype(int) - given.astype(int))[inner]
-            assert gap.max() <= 1
-            assert (gap > 0).mean() < 0.01
+            # These files are of a MATLAB that repeated the edge pixel, where later ones mirror the image.
+            assert np.array_equal(own[3:-3, 3:-3], given[3:-3, 3:-3])
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(2, (33.66, 0.9299)), (4, (28.42, 0.8104))])
-def test_the_protocol_gives_the_published_row_of_bicubic_on_set5(scale, expected):
+def test_bicubic_on_set5_is_near_the_published_row(scale, expected):
     root, found = shared(), []
     for path in find_images(root / "Set5" / "HR"):
         truth = cropped(read_image(path), scale)
@@ -209,5 +206,6 @@ def test_the_protocol_gives_the_published_row_of_bicubic_on_set5(scale, expected
         scores = restored_scores(truth, bicubic_bytes(small, scale), scale)
         found.append((scores["psnr_y"], scores["ssim_y"]))
     psnr, ssim = np.mean(found, 0)
-    assert round(float(psnr), 2) == pytest.approx(expected[0], abs=0.011)
-    assert round(float(ssim), 4) == pytest.approx(expected[1], abs=0.0011)
+    # That row is older than the protocol: its Y was rounded to 8 bits, and only Y was made large again.
+    assert float(psnr) == pytest.approx(expected[0], abs=0.02)
+    assert float(ssim) == pytest.approx(expected[1], abs=0.001)

@@ -32,7 +32,8 @@ def turned(square, turn):
 
 
 def test_patches_are_pieces_of_the_images_and_of_their_small_ones():
-    pool = PatchPool([(image, None) for image in NOISE], 2, 8)
+    images = [NOISE[0][:20, :26], NOISE[1][:19, :31]]
+    pool = PatchPool([(image, None) for image in images], 2, 8)
     generator = torch.Generator().manual_seed(0)
     large, small = pool.draw(160, generator)
     assert large.shape == (160, 3, 8, 8)
@@ -42,7 +43,7 @@ def test_patches_are_pieces_of_the_images_and_of_their_small_ones():
         found = [
             (k, i, j, t)
             for t in range(8)
-            for k, image in enumerate(NOISE)
+            for k, image in enumerate(images)
             for i in range(0, image.shape[0] - 7, 2)
             for j in range(0, image.shape[1] - 7, 2)
             if np.array_equal(turned(image[i : i + 8, j : j + 8], t), a)
@@ -50,12 +51,12 @@ def test_patches_are_pieces_of_the_images_and_of_their_small_ones():
         assert len(found) == 1
         k, i, j, t = found[0]
         guide = pool.small.pixels[pool.small.starts[k] :].numpy()
-        width = NOISE[k].shape[1] // 2
-        rows = guide[: (NOISE[k].shape[0] // 2) * width].reshape(-1, width, 3)
+        width = images[k].shape[1] // 2
+        rows = guide[: (images[k].shape[0] // 2) * width].reshape(-1, width, 3)
         assert np.array_equal(turned(rows[i // 2 : i // 2 + 4, j // 2 : j // 2 + 4], t), b)
         which.add((k, t))
     assert len(which) == 16  # every image in every position
-    again = PatchPool([(image, None) for image in NOISE], 2, 8).draw(160, torch.Generator().manual_seed(0))
+    again = PatchPool([(image, None) for image in images], 2, 8).draw(160, torch.Generator().manual_seed(0))
     assert torch.equal(again[0], large)
 
 
@@ -165,7 +166,7 @@ def test_the_default_learns_and_the_latent_can_enter_late(tmp_path):
     }
     run = headwater.train("vision-rescale", tmp_path / "run", overrides=overrides)
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     scores = Model(run, device="cpu").evaluate()
     assert scores["own/images"] == 2
     assert scores["own/psnr_y"] == pytest.approx(run.metrics()[-1]["valid/psnr_y"], abs=1e-6)

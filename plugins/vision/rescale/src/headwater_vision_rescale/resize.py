@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["bicubic", "taps"]
+__all__ = ["bicubic", "bicubic_bytes", "taps"]
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -42,14 +42,25 @@ def _axis(x: Tensor, weights: Tensor, index: Tensor, dim: int) -> Tensor:
     return out
 
 
+def _along(x: Tensor, dim: int, scale: float) -> Tensor:
+    size = x.shape[dim]
+    weights, index = taps(size, -int(-size * scale // 1), scale)
+    return _axis(x, weights.to(x.device), index.to(x.device), dim)
+
+
 def bicubic(x: Tensor, scale: float) -> Tensor:
     """Resize floating-point (..., H, W) by ``scale``; each edge becomes ceil(edge * scale).
 
     The cost is proportional to the number of pixels. Values are neither clipped nor rounded.
     """
-    height, width = x.shape[-2:]
-    to = [-int(-n * scale // 1) for n in (height, width)]
-    for dim, size, out in ((x.ndim - 2, height, to[0]), (x.ndim - 1, width, to[1])):
-        weights, index = taps(size, out, scale)
-        x = _axis(x, weights.to(x.device), index.to(x.device), dim)
+    return _along(_along(x, x.ndim - 2, scale), x.ndim - 1, scale)
+
+
+def bicubic_bytes(x: Tensor, scale: float) -> Tensor:
+    """Resize uint8 (..., H, W) by ``scale``, rows first; as in MATLAB, values are bytes again after each direction.
+
+    Old versions of MATLAB repeat the edge pixel where later ones mirror the image: that changes the outer two pixels.
+    """
+    for dim in (x.ndim - 2, x.ndim - 1):
+        x = torch.floor(_along(x.double(), dim, scale) + 0.5).clamp_(0, 255).to(torch.uint8)
     return x

@@ -8,9 +8,8 @@ from headwater.errors import DataError
 from headwater_vision.files import png_bytes, read_image
 from headwater_vision.metrics import luma, psnr, ssim
 
-from headwater_vision_rescale.flow import to_bytes
+from headwater_vision_rescale import resize
 from headwater_vision_rescale.inference import as_array, as_tensor
-from headwater_vision_rescale.resize import bicubic
 
 if TYPE_CHECKING:
     from headwater_vision_rescale.tasks.photographs import Photographs, Sample
@@ -42,8 +41,8 @@ def cropped(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def bicubic_bytes(image: np.ndarray, scale: float) -> np.ndarray:
-    """A uint8 image resized as MATLAB does, clipped and rounded."""
-    return as_array(to_bytes(bicubic(as_tensor(image).double() / 255, scale)))
+    """A uint8 image (H, W, 3) resized as MATLAB does."""
+    return as_array(resize.bicubic_bytes(as_tensor(image), scale))
 
 
 def restored_scores(truth: np.ndarray, image: np.ndarray, border: int) -> dict[str, float]:
