@@ -1,0 +1,1 @@
+"""vision-lzn: the Latent Zoning Network on rectified flow."""
