@@ -42,6 +42,7 @@ class TableEnvironment(Environment):
         self.of = of
         self.n_actions, self.n_backward, self.stops = of.n_actions, of.n_backward, of.stops
         self.max_len, self.n_features = of.max_len, of.n_features
+        self.n_places, self.n_values = of.n_places, of.n_values
         self.state_shape = ()
         self._enumerate(limit)
         self.n_states = len(self.states)
@@ -194,6 +195,25 @@ class TableEnvironment(Environment):
     @property
     def n_modes(self) -> int | None:
         return self.of.n_modes
+
+    def space(self) -> dict[str, Any]:
+        return self.of.space()
+
+    def letters(self, x: Tensor) -> Tensor:
+        return self.of.letters(self.states[x])
+
+    def from_letters(self, letters: Tensor) -> Tensor:
+        return self.index(self.of.from_letters(letters))
+
+    def proper(self, letters: Tensor) -> Tensor:
+        return self.of.proper(letters)
+
+    def possible(self, s: Tensor, letters: Tensor) -> Tensor:
+        return self.of.possible(self.states[s], letters)
+
+    def random_objects(self, n: int, generator: torch.Generator) -> Tensor:
+        device = generator.device
+        return torch.randint(self.n_inner, len(self.states), (n,), generator=generator, device=device)
 
     def describe(self, x: Tensor) -> list[str]:
         return self.of.describe(self.states[x])
