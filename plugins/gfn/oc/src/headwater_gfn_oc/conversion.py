@@ -133,8 +133,10 @@ def learned_weights(ways: Ways, policy: Any, *, normalised: bool) -> list[Tensor
             chosen = torch.where(same, log_p, -torch.inf).logsumexp(1)
         found.append(log_flow[layer.pair] + chosen)
     if normalised:
-        last = ways.layers[-1]  # the pairs of the source with every outcome
-        root = torch.zeros(ways.n_outcomes, dtype=torch.float64).index_copy(0, last.pair_outcome, flows[-1])
+        root = torch.zeros(ways.n_outcomes, dtype=torch.float64)
+        for layer, log_flow in zip(ways.layers, flows, strict=True):
+            at_source = layer.pair_state == 0  # some outcomes are nearer to it than others
+            root[layer.pair_outcome[at_source]] = log_flow[at_source]
         found = [weight - root[layer.outcome] for weight, layer in zip(found, ways.layers, strict=True)]
     return found
 
