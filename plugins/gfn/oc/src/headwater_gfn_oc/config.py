@@ -78,6 +78,9 @@ class FinetuneConfig(_RewardConfig):
         description="the outcome of a transition: the object that its trajectory ends in, whose reward is known; or "
         "drawn by Q, which takes a reward evaluation each (the paper)",
     )
+    aimed: float = Field(
+        0.25, ge=0, le=1, description="share of the trajectories that aim at random outcomes by the pre-trained policy"
+    )
     outcome_uniform: float = Field(
         0.1, ge=0, le=1, description="sampled: probability that a letter of the outcome is drawn uniformly"
     )

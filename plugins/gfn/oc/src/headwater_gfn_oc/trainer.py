@@ -238,6 +238,13 @@ def lift(conditioned: Conditioned, trajectories: Trajectories) -> Trajectories:
     return Trajectories(conditioned.join(states, y), trajectories.actions, trajectories.length)
 
 
+def drop(conditioned: Conditioned, trajectories: Trajectories) -> Trajectories:
+    """Trajectories of the environment itself, without the outcomes that they aimed at."""
+    states = trajectories.states
+    own = conditioned.split(states.flatten(0, 1))[0]
+    return Trajectories(own.view(*states.shape[:2], *own.shape[1:]), trajectories.actions, trajectories.length)
+
+
 def check_space(task: Any, facts: Mapping[str, Any]) -> None:
     """See that the flows were learned on the space of ``task``.
 
@@ -272,9 +279,7 @@ class RewardTrainer(GFlowNetTrainer):
 
     def draw(self, k: int, generator: torch.Generator) -> Any:
         config = self.config
-        n = config.batch_size
-        behaviour = Behaviour(self.exploration(k), config.temperature)
-        fresh = roll_out(self.environment, self.policy, n, generator, behaviour)
+        fresh = self.walked(k, config.batch_size, generator)
         log_reward = self.evaluated(fresh.last)
         batches = []
         for _ in range(config.updates_per_batch):
@@ -288,6 +293,11 @@ class RewardTrainer(GFlowNetTrainer):
         if self.replay is not None:
             self.replay.add(fresh.last, log_reward, self.environment.key(fresh.last))
         return batches
+
+    def walked(self, k: int, n: int, generator: torch.Generator) -> Trajectories:
+        """``n`` trajectories of the policy, which explores at step ``k``."""
+        behaviour = Behaviour(self.exploration(k), self.config.temperature)
+        return roll_out(self.environment, self.policy, n, generator, behaviour)
 
     def evaluated(self, x: Tensor) -> Tensor:
         """log R (B,) of ``x``, which go into the archive: it counts the reward evaluations, each object once."""
@@ -367,7 +377,16 @@ class FinetuneTrainer(RewardTrainer):
     def _root(self) -> Tensor:
         return self.environment.start(1, self.place.device)
 
-    def draw(self, k: int, generator: torch.Generator) -> list[Transitions]:
+    def walked(self, k: int, n: int, generator: torch.Generator) -> Trajectories:
+        """As ever, but a share aims at random outcomes by the pre-trained policy, which explores from the start."""
+        aimed = round(self.config.aimed * n)
+        if not aimed:
+            return super().walked(k, n, generator)
+        conditioned = Conditioned(self.environment, self.environment.random_objects(aimed, generator))
+        found = drop(conditioned, roll_out(conditioned, self.flows, aimed, generator))
+        return found if aimed == n else super().walked(k, n - aimed, generator).beside(found)
+
+    def draw(self, k: int, generator: torch.Generator) -> Any:
         return [self.transitions(batch, generator) for batch in super().draw(k, generator)]
 
     def transitions(self, batch: Batch, generator: torch.Generator) -> Transitions:

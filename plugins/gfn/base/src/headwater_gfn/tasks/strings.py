@@ -60,19 +60,24 @@ class StringsConfig(ObjectiveConfig):
             raise ValueError(f"{' and '.join(given)} are given; the scores have one source")
         if self.columns is not None and self.table is None:
             raise ValueError("columns are those of table, which is not given")
-        if self.reward is not None:
-            taken = [name for name in ("columns", "objectives", "ranking") if getattr(self, name) is not None]
-            if taken:
-                raise ValueError(f"reward and {taken[0]} are given; the scores have one source")
-            if ":" in self.reward and self.table is not None:
-                raise ValueError("reward is a function and table is given; the scores have one source")
-            if ":" not in self.reward and self.table is None:
-                raise ValueError(f"reward = {self.reward!r} is the column of a table, which is not given")
+        self._check_reward()
         if self.objectives is not None and not self.objectives:
             raise ValueError("objectives needs at least one function")
         if len(set(self.letters)) < len(self.letters):
             raise ValueError(f"alphabet = {self.alphabet!r} has a letter twice")
         return self
+
+    def _check_reward(self) -> None:
+        """See that ``reward`` fits the other settings; ``ValueError`` where it does not."""
+        if self.reward is None:
+            return
+        taken = [name for name in ("columns", "objectives", "ranking") if getattr(self, name) is not None]
+        if taken:
+            raise ValueError(f"reward and {taken[0]} are given; the scores have one source")
+        if ":" in self.reward and self.table is not None:
+            raise ValueError("reward is a function and table is given; the scores have one source")
+        if ":" not in self.reward and self.table is None:
+            raise ValueError(f"reward = {self.reward!r} is the column of a table, which is not given")
 
     @property
     def functions(self) -> tuple[str, ...] | None:

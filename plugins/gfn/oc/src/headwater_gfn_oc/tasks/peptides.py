@@ -263,7 +263,7 @@ class Peptides(Environment):
     def check(cls, root: Path) -> list[str]:
         """What is wrong with the labelled sequences ``root``."""
         try:
-            read_labelled(root, PeptidesConfig().longest)
+            read_labelled(root, PeptidesConfig.model_validate({}).longest)
         except DataError as error:
             return [str(error)]
         return []

@@ -8,7 +8,7 @@ import torch
 from headwater import HeadwaterError
 from headwater_gfn.tasks.objectives import Remembered
 from headwater_gfn.tasks.strings import Strings, StringsConfig
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 __all__ = ["TARGETS", "RNABinding", "RNABindingConfig"]
@@ -27,20 +27,15 @@ class RNABindingConfig(StringsConfig):
 
     alphabet: str = Field("ACGU", pattern="^ACGU$", description="the letters")
     length: PositiveInt = Field(14, description="letters in a whole string")
-    reward: str = Field(  # type: ignore[assignment] # it names targets here
+    reward: str = Field(
         "1", pattern=r"^[1-4](\+[1-4])*$", description="the targets by number, 1 to 4; several as '1+2'"
     )
     mode_score: float | None = Field(None, description="the lowest score of a mode; modes are not counted without")
 
-    @model_validator(mode="after")
-    def _own_scores(self) -> "RNABindingConfig":
+    def _check_reward(self) -> None:
         given = [name for name in ("table", "objectives", "ranking", "mode_list") if getattr(self, name) is not None]
         if given:
             raise ValueError(f"{given[0]} is given, but rna-binding computes its scores")
-        return self
-
-    def _one_source(self) -> "StringsConfig":
-        return self
 
 
 class RNABinding(Strings):
