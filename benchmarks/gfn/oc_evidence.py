@@ -8,14 +8,14 @@
   (compute-matched: pre-training is shared by the three).
 - grid: reward evaluations (different objects) until all modes of the grid are found, by fine-tuning, TB, DB, DQN, MCMC.
 - tfbind8: the same for the modes of SIX6, and at a half and nine tenths of them.
-- factors: on the 29 last factors, after pre-training once on strings: Spearman correlation of log P_T and log r, and how
-  many of the best 0.5 % are among 20,000 samples, of the conversion and of DB from scratch with as many updates as
+- factors: on the 29 last factors, after pre-training once on strings: Spearman correlation of log P_T and log r, and
+  how many of the best 0.5 % are among 20,000 samples, of the conversion and of DB from scratch with as many updates as
   pre-training had; how often each wins.
-- ablation: the paper's mode with and without contrast and teleportation, and direct, on strings of 20 bits: success.
+- ablation: the paper's mode with and without contrast and teleportation, and direct, on strings of 24 bits: success.
 
-Every finished piece is written at once to ``results/gfn-oc-evidence.json``, and what is there is not made again: stop and
-start as you like. Pre-trained runs are kept in ``--work``. ``--parts reach,grid`` chooses. The figure of the plugin's
-README is drawn at the end.
+Every finished piece is written at once to ``results/gfn-oc-evidence.json``, and what is there is not made again: stop
+and start as you like. Pre-trained runs are kept in ``--work``. ``--parts reach,grid`` chooses. The figure of the
+plugin's README is drawn at the end.
 """
 
 import argparse
@@ -182,34 +182,30 @@ def reach(bench: Bench, seed: int) -> None:
 
 def scratch(bench: Bench, seed: int) -> None:
     o = bench.options
+    steps = o.steps // len(SHAPES)
     for objective in ("db", "tb"):
         for reward in SHAPES:
 
             def make(objective: str = objective, reward: str = reward) -> dict[str, Any]:
-                steps = o.steps // len(SHAPES)
-                run = bench.run(
-                    "scratch", stage="baseline",
+                trainer = {"objective": objective, "batch_size": 64, "decay_steps": steps, "replay": "none"}
+                run = passing(
+                    bench, stage="baseline",
                     overrides={
-                        "task": grid_task(o.side, reward),
-                        "trainer": {
-                            "objective": objective, "batch_size": 64, "decay_steps": steps, "replay": "none",
-                        },
+                        "task": grid_task(o.side, reward), "trainer": trainer,
                         "fit": {**COMMON, "seed": seed, "max_steps": steps},
                     },
-                ) if not (o.work / "scratch").exists() else None  # fmt: skip
-                if run is None:
-                    raise SystemExit(f"{o.work / 'scratch'} is left over; remove it")
-                found = run.metrics()[-1]
-                remove(run.path)
-                return {"l1": found["valid/l1"]}
+                )  # fmt: skip
+                return {"l1": run.metrics()[-1]["valid/l1"]}
 
             bench.keep("scratch", f"{objective} {reward}", seed, make)
 
 
-def remove(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path)
+def passing(bench: Bench, **given: Any) -> Any:
+    """A run that nobody needs once its numbers are taken: the next takes its place."""
+    run = headwater.train("gfn-oc", bench.options.work / "passing", force=True, **given)
+    if run.reason != "done":
+        raise SystemExit(f"a run was {run.reason}; what is finished is kept")
+    return run
 
 
 def found_along(run: Any) -> list[list[float]]:
@@ -224,7 +220,6 @@ def needed(along: list[list[float]], modes: float) -> float | None:
 
 def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str, Any], plan: dict[str, Any]) -> None:
     """Fine-tuning and the baselines on one reward: evaluations and modes along the way."""
-    o = bench.options
     trainer, fit = (
         plan["trainer"],
         {**COMMON, "seed": seed, "max_steps": plan["rounds"], "validate_every": plan["every"]},
@@ -239,17 +234,12 @@ def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str,
 
         def make(method: dict[str, Any] = method) -> dict[str, Any]:
             tuned = method["stage"] == "finetune"
-            path = o.work / "search"
-            run = headwater.train(
-                "gfn-oc", path, stage=method["stage"], task=task, force=True,
-                from_runs=[plan["pretrained"](seed).path] if tuned else [],
+            run = passing(
+                bench, stage=method["stage"], task=task, from_runs=[plan["pretrained"](seed).path] if tuned else [],
                 overrides={"task": settings, "trainer": {**trainer, **method["own"]}, "fit": fit},
             )  # fmt: skip
-            if run.reason != "done":
-                raise SystemExit(f"{part} was {run.reason}; what is finished is kept")
             along = found_along(run)
             last = {k.removeprefix("valid/"): v for k, v in run.metrics()[-1].items()}
-            remove(path)
             return {"evaluations": needed(along, plan["modes"]), "along": along, "last": last}
 
         bench.keep(part, name, seed, make)
@@ -334,10 +324,8 @@ def factors(bench: Bench, seed: int) -> None:
     for name in names:
 
         def baseline(name: str = name) -> dict[str, Any]:
-            path = o.work / "factor"
-            run = headwater.train(
-                "gfn-oc", path, stage="baseline", task="tfbind8", force=True,
-                overrides={
+            run = passing(
+                bench, stage="baseline", task="tfbind8", overrides={
                     "task": {"table": str(o.tfbind8), "reward": name, "floor": 0.1},
                     "trainer": {
                         "objective": "db", "exponent": 3.0, "batch_size": 64, "replay": "none",
@@ -346,13 +334,10 @@ def factors(bench: Bench, seed: int) -> None:
                     "fit": {**COMMON, "seed": seed, "max_steps": o.string_steps},
                 },
             )  # fmt: skip
-            if run.reason != "done":
-                raise SystemExit(f"factors was {run.reason}; what is finished is kept")
             model = headwater.load(run, device="cpu")
             policy: Any = model.modules["policy"]
             table = TableEnvironment(model.task)
             p = learned_distribution(table, forward_policy(table, policy))
-            remove(path)
             return scores(table, p, 3.0 * table.log_rewards.double())
 
         bench.keep("factors", f"DB {name}", seed, baseline)
@@ -363,10 +348,8 @@ def ablation(bench: Bench, seed: int) -> None:
     for name, trainer in ABLATION.items():
 
         def make(trainer: dict[str, Any] = trainer) -> dict[str, Any]:
-            path = o.work / "ablation"
-            run = headwater.train(
-                "gfn-oc", path, task="bits", force=True,
-                overrides={
+            run = passing(
+                bench, task="bits", overrides={
                     "task": {"bits": 24, "word": 2, "any_order": False},
                     "trainer": {**trainer, "batch_size": 16, "decay_steps": None},
                     "fit": {
@@ -376,7 +359,6 @@ def ablation(bench: Bench, seed: int) -> None:
                 },
             )  # fmt: skip
             lines = [[x["step"], x["valid/success"]] for x in run.metrics() if "valid/success" in x]
-            remove(path)
             return {"success": lines[-1][1], "lines": lines}
 
         bench.keep("ablation", name, seed, make)
