@@ -128,7 +128,7 @@ def test_the_explorers_balance_equals_a_loop(batch):
             residual -= math.log(math.exp(log_pb[t, b]) + float(r[t, b]) / math.exp(log_flow[t + 1, b]))
         residual -= float(log_pb[n - 1, b])
         total += residual**2
-    own = augmented_trajectory_balance(log_pf, log_pb, log_flow, r, torch.tensor(0.7).double(), length)
+    own = augmented_trajectory_balance(log_pf, log_pb, log_flow, r, torch.tensor(0.7, dtype=torch.float64), length)
     assert float(own) == pytest.approx(total / B, rel=1e-10)
 
 

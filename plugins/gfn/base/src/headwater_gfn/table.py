@@ -49,6 +49,7 @@ class TableEnvironment(Environment):
         self._link()
         self._features: Tensor | None = None
         self._partial: Tensor | None = None
+        self._back: tuple[Tensor, Tensor, Tensor] | None = None
 
     # Making the tables
 
@@ -126,6 +127,21 @@ class TableEnvironment(Environment):
         if not bool((self._sorted[place] == keys).all()):
             raise ValueError(f"a state is none that {type(self.of).__name__} can reach from its source")
         return self._order[place]
+
+    def ways_back(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each state its parents and the actions from them (N n_backward,), and how many there are (N,).
+
+        Those that there are come first. The source is its own only parent, by no action of meaning. States that STOP made have none.
+        """
+        if self._back is None:
+            mask = self._backward_mask
+            order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
+            rows, back = mask.nonzero(as_tuple=True)
+            action = torch.zeros_like(self.parent)
+            action[rows, back] = self.forward_action(rows, back)
+            parent = self.parent.clamp_min(0)
+            self._back = parent.gather(1, order).flatten(), action.gather(1, order).flatten(), mask.sum(1)
+        return self._back
 
     # The environment
 

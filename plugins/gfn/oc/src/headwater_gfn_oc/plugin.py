@@ -42,19 +42,19 @@ def headwater_methods() -> list[MethodEntry]:
                     },
                 ),
                 StageEntry(
+                    name="baseline",
+                    summary="the task's reward from scratch: TB, DB, SubTB, deep Q-learning (trainer.objective)",
+                    trainer="headwater_gfn_oc.trainer:BaselineTrainer",
+                    config="headwater_gfn_oc.config:BaselineConfig",
+                    defaults={"task": GRID, "fit": {"max_steps": 2000, "validate_every": 200, **ONE_THREAD}},
+                ),
+                StageEntry(
                     name="finetune",
                     summary="the amortised predictor of the task's reward, on pre-trained flows (--from)",
                     trainer="headwater_gfn_oc.trainer:FinetuneTrainer",
                     config="headwater_gfn_oc.config:FinetuneConfig",
                     after=("pretrain",),
                     defaults={"task": GRID, "fit": {"max_steps": 500, "validate_every": 50, **ONE_THREAD}},
-                ),
-                StageEntry(
-                    name="baseline",
-                    summary="the task's reward from scratch: TB, DB, SubTB, deep Q-learning (trainer.objective)",
-                    trainer="headwater_gfn_oc.trainer:BaselineTrainer",
-                    config="headwater_gfn_oc.config:BaselineConfig",
-                    defaults={"task": GRID, "fit": {"max_steps": 2000, "validate_every": 200, **ONE_THREAD}},
                 ),
             ),
             samplers=(
@@ -75,13 +75,8 @@ def headwater_methods() -> list[MethodEntry]:
             presets={
                 "paper": {"trainer": {"mode": "paper", "batch_size": 16}, "fit": {"max_steps": 20_000}},
                 "strings": {
-                    "task": {"length": 8},
                     "trainer": {"decay_steps": 10_000},
                     "fit": {"max_steps": 10_000, "validate_every": 1000},
-                },
-                "strings-finetune": {
-                    "trainer": {"exponent": 3.0, "batch_size": 32, "replay_batch": 32, "updates_per_batch": 3},
-                    "fit": {"max_steps": 1000, "validate_every": 100},
                 },
             },
             tiny={
