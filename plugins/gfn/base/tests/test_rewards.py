@@ -101,7 +101,7 @@ def test_e_scores_of_many_factors_and_of_one_are_scaled_alike(tmp_path):
     with pytest.raises(DataError, match="no column 'TOW'; did you mean 'TWO'"):
         TFBind8(TFBind8Config(table=tmp_path / "e.npz", reward="TOW"))
     np.savez(tmp_path / "e.npz", escore_1e5=scores[:, :7], tf=np.array(["ONE", "TWO"]))
-    with pytest.raises(DataError, match=r"has the shape \(2, 7\), but 2 factors need 65,536 each"):
+    with pytest.raises(DataError, match=r"has the shape \(2, 7\); 2 factors need 65,536 scores each"):
         TFBind8(TFBind8Config(table=tmp_path / "e.npz"))
 
     complement = str.maketrans("ACGT", "TGCA")

@@ -131,7 +131,8 @@ class TableEnvironment(Environment):
     def ways_back(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each state its parents and the actions from them (N n_backward,), and how many there are (N,).
 
-        Those that there are come first. The source is its own only parent, by no action of meaning. States that STOP made have none.
+        Those that there are come first. The source is its own only parent, by no action of meaning. States that STOP
+        made have none.
         """
         if self._back is None:
             mask = self._backward_mask
