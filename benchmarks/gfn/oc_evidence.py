@@ -465,7 +465,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas between")
     parser.add_argument("--side", type=int, default=16, help="of the grid")
-    parser.add_argument("--steps", type=int, default=6000, help="updates of pre-training on the grid")
+    parser.add_argument("--steps", type=int, default=3000, help="updates of pre-training on the grid")
     parser.add_argument("--grid-rounds", type=int, default=1000, help="rounds of 16 trajectories on the grid")
     parser.add_argument("--string-steps", type=int, default=20_000, help="updates of pre-training on strings")
     parser.add_argument("--string-rounds", type=int, default=2000, help="rounds of 32 trajectories on TFBind8")
