@@ -76,7 +76,7 @@ class Bench:
         out = self.options.out
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = out.with_suffix(".part")
-        text = json.dumps({**about(), "side": self.options.side, "pieces": list(self.done.values())})
+        text = json.dumps({**about(), "pieces": list(self.done.values())})
         beside.write_text(text + "\n")
         beside.replace(out)
         shown = {k: v for k, v in found.items() if not isinstance(v, list | dict)}
@@ -110,6 +110,10 @@ class Bench:
             f"strings-{o.string_steps}-{seed}", task="strings",
             overrides={"task": {"alphabet": "ACGT", "length": 8}, "trainer": trainer, "fit": fit},
         )  # fmt: skip
+
+
+def grid_name(bench: Bench) -> str:
+    return f"{bench.options.side} x {bench.options.side}, {bench.options.steps:,} updates"
 
 
 def grid_task(side: int, reward: str) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def reach(bench: Bench, seed: int) -> None:
         lines = [{"step": x["step"], "success": x["valid/success"], "seconds": x["seconds"]} for x in lines]
         return {"success": lines[-1]["success"], "l1": l1, "lines": lines}
 
-    bench.keep("reach", "direct", seed, make)
+    bench.keep("reach", grid_name(bench), seed, make)
 
 
 def scratch(bench: Bench, seed: int) -> None:
@@ -197,7 +201,7 @@ def scratch(bench: Bench, seed: int) -> None:
                 )  # fmt: skip
                 return {"l1": run.metrics()[-1]["valid/l1"]}
 
-            bench.keep("scratch", f"{objective} {reward}", seed, make)
+            bench.keep("scratch", f"{objective} {reward}, {grid_name(bench)}", seed, make)
 
 
 def passing(bench: Bench, **given: Any) -> Any:
@@ -385,12 +389,13 @@ def names_of(bench: Bench, part: str) -> list[str]:
 def tables(bench: Bench) -> Iterator[str]:
     for name in names_of(bench, "exact"):
         yield f"exact, {name}: largest L1 {max(of(bench, 'exact', name, lambda p: p['l1'])):.1e}"
-    yield f"success on the grid: {told(of(bench, 'reach', 'direct', lambda p: p['success']))}"
-    for reward in SHAPES:
-        yield f"L1 on {reward}, converted: {told(of(bench, 'reach', 'direct', lambda p, r=reward: p['l1'][r]))}"
-        for objective in ("db", "tb"):
-            found = of(bench, "scratch", f"{objective} {reward}", lambda p: p["l1"])
-            yield f"L1 on {reward}, {objective} from scratch: {told(found)}"
+    for grid in names_of(bench, "reach"):
+        yield f"{grid}: success {told(of(bench, 'reach', grid, lambda p: p['success']))}"
+        for reward in SHAPES:
+            yield f"{grid}: L1 on {reward}, converted {told(of(bench, 'reach', grid, lambda p, r=reward: p['l1'][r]))}"
+            for objective in ("db", "tb"):
+                found = of(bench, "scratch", f"{objective} {reward}, {grid}", lambda p: p["l1"])
+                yield f"{grid}: L1 on {reward}, {objective} from scratch {told(found)}"
     for part, shares in (("grid", (4,)), ("tfbind8", (164, 295, 328))):
         for name in names_of(bench, part):
             for modes in shares:
@@ -426,23 +431,29 @@ def figure(bench: Bench, path: Path) -> None:
         return
     fig, axes = plt.subplots(1, len(parts), figsize=(3.4 * len(parts), 3.2), constrained_layout=True, squeeze=False)
     for axis, part in zip(axes[0], parts, strict=True):
+        grids = names_of(bench, "reach")
         if part == "reach":
-            for (a, _, _), p in bench.done.items():
+            for (a, name, _), p in bench.done.items():
                 if a == "reach":
-                    axis.plot([x["step"] for x in p["lines"]], [x["success"] for x in p["lines"]], "C0", linewidth=1)
+                    colour = f"C{grids.index(name)}"
+                    axis.plot([x["step"] for x in p["lines"]], [x["success"] for x in p["lines"]], colour, linewidth=1)
+            for i, name in enumerate(grids):
+                axis.plot([], [], f"C{i}", label=name)
             axis.axhline(0.95, color="0.6", linewidth=0.8)
-            axis.set_title(f"success, grid of {bench.options.side}", fontsize=9, loc="left")
+            axis.set_title("success", fontsize=9, loc="left")
             axis.set_xlabel("update")
+            axis.legend(frameon=False, fontsize=7)
         elif part == "scratch":
+            first = grids[0]
             for i, reward in enumerate(SHAPES):
-                groups = [of(bench, "reach", "direct", lambda p, r=reward: p["l1"][r])]
-                groups += [of(bench, "scratch", f"{o} {reward}", lambda p: p["l1"]) for o in ("db", "tb")]
+                groups = [of(bench, "reach", first, lambda p, r=reward: p["l1"][r])]
+                groups += [of(bench, "scratch", f"{o} {reward}, {first}", lambda p: p["l1"]) for o in ("db", "tb")]
                 for j, (values, label) in enumerate(zip(groups, ("converted", "DB", "TB"), strict=True)):
                     place = [i + 0.2 * (j - 1)] * len(values)
                     axis.plot(place, values, f"C{j}o", markersize=4, label=None if i else label)
             axis.set_xticks(range(len(SHAPES)), SHAPES)
             axis.set_yscale("log")
-            axis.set_title("L1 to the target", fontsize=9, loc="left")
+            axis.set_title(f"L1 to the target, {first.split(',')[0]}", fontsize=9, loc="left")
             axis.legend(frameon=False, fontsize=7)
         else:
             for i, name in enumerate(names_of(bench, part)):
