@@ -31,6 +31,10 @@ MOST_PAIRS = 5_000_000
 """Most pairs of a state and an outcome that all are gone through."""
 
 
+PAIRS_AT_ONCE = 16_384
+"""Pairs of a state and an outcome that a network is asked for at once where outcomes are sampled."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """Transitions ``state`` to ``child`` by ``action`` on the way to ``outcome`` (E,), all equally far from it.
@@ -208,30 +212,36 @@ def sample_converted(
     The sum over all outcomes is replaced by the one over these, drawn from a larger space: a Monte Carlo estimate.
     """
     conditioned = Conditioned(environment, y)
-    device, m, a = generator.device, len(y), environment.n_actions
-    root = torch.zeros(m, device=device)
+    device, m = generator.device, len(y)
+    log_share = log_r.clone()
     if normalised:
-        root = policy(conditioned.observe(conditioned.start(m, device)))[2]
+        log_share -= policy(conditioned.observe(conditioned.start(m, device)))[2]
     s = environment.start(n, device)
-    every = torch.arange(a, device=device)
     for _ in range(environment.max_len):
         going = ~environment.terminal(s)
         if not bool(going.any()):
             break
         own = s[going]
-        b = len(own)
-        pairs = conditioned.join(own.repeat_interleave(m, 0), y.repeat(b, *[1] * (y.ndim - 1)))
-        logits, _, log_flow = policy(conditioned.observe(pairs))
-        mask = environment.forward_mask(own)
-        log_p = log_policy(logits, mask.repeat_interleave(m, 0)).view(b, m, a)
-        summand = log_p + (log_flow.view(b, m) - root + log_r).unsqueeze(2)
-        rows, actions = mask.nonzero(as_tuple=True)
-        children = environment.step(own[rows], actions)
-        leads = environment.reaches(children.repeat_interleave(m, 0), y.repeat(len(rows), *[1] * (y.ndim - 1)))
-        kept = torch.zeros(b, a, m, dtype=torch.bool, device=device)
-        kept[rows, actions] = leads.view(len(rows), m)
-        total = torch.where(kept.transpose(1, 2), summand, -torch.inf).logsumexp(1)
-        chosen = every[torch.multinomial(torch.softmax(total, 1), 1, generator=generator).squeeze(1)]
+        parts = own.split(max(1, PAIRS_AT_ONCE // m))
+        total = torch.cat([_mixture(conditioned, policy, part, log_share) for part in parts])
+        chosen = torch.multinomial(torch.softmax(total, 1), 1, generator=generator).squeeze(1)
         s = s.clone()
         s[going] = environment.step(own, chosen)
     return s
+
+
+def _mixture(conditioned: Conditioned, policy: Any, s: Tensor, log_share: Tensor) -> Tensor:
+    """log of sum_y r(y) F(s|y) P_F(s'|s,y) (B, n_actions) over the outcomes y of ``conditioned``."""
+    environment, y = conditioned.of, conditioned.y
+    b, m, a = len(s), len(y), environment.n_actions
+    every = y.repeat(b, *[1] * (y.ndim - 1))
+    logits, _, log_flow = policy(conditioned.observe(conditioned.join(s.repeat_interleave(m, 0), every)))
+    mask = environment.forward_mask(s)
+    log_p = log_policy(logits, mask.repeat_interleave(m, 0)).view(b, m, a)
+    summand = log_p + (log_flow.view(b, m) + log_share).unsqueeze(2)
+    rows, actions = mask.nonzero(as_tuple=True)
+    children = environment.step(s[rows], actions).repeat_interleave(m, 0)
+    leads = environment.reaches(children, y.repeat(len(rows), *[1] * (y.ndim - 1)))
+    kept = torch.zeros(b, a, m, dtype=torch.bool, device=s.device)
+    kept[rows, actions] = leads.view(len(rows), m)
+    return torch.where(kept.transpose(1, 2), summand, -torch.inf).logsumexp(1)
