@@ -31,6 +31,8 @@ from typing import Any
 import headwater
 import numpy as np
 import torch
+from headwater.api import task_of
+from headwater.run import Run
 from headwater_gfn.archive import Archive
 from headwater_gfn.exact import forward_policy, l1_distance, learned_distribution, log_target
 from headwater_gfn.table import TableEnvironment
@@ -86,7 +88,7 @@ class Bench:
         """A finished run, kept in the folder of work."""
         path = self.options.work / name
         if path.exists():
-            found = headwater.Run(path)
+            found = Run(path)
             if found.checkpoints() and found.checkpoints()[-1] == found.config()["fit"]["max_steps"]:
                 return found
         run = headwater.train("gfn-oc", path, force=True, **given)
@@ -121,7 +123,7 @@ def grid_task(side: int, reward: str) -> dict[str, Any]:
 
 
 def table_of(name: str, task: dict[str, Any]) -> TableEnvironment:
-    return TableEnvironment(headwater.task_of(name, {"task": task}))
+    return TableEnvironment(task_of(name, {"task": task}))
 
 
 # The parts
@@ -142,7 +144,7 @@ def exact(bench: Bench, seed: int) -> None:
         return {"l1": max(found.values()), "each": found}
 
     def factors() -> dict[str, Any]:
-        task = headwater.task_of("tfbind8", {"task": {"table": str(bench.options.tfbind8)}})
+        task = task_of("tfbind8", {"task": {"table": str(bench.options.tfbind8)}})
         table = TableEnvironment(task)
         ways = ways_of(table)
         assert ways is not None
@@ -224,10 +226,8 @@ def needed(along: list[list[float]], modes: float) -> float | None:
 
 def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str, Any], plan: dict[str, Any]) -> None:
     """Fine-tuning and the baselines on one reward: evaluations and modes along the way."""
-    trainer, fit = (
-        plan["trainer"],
-        {**COMMON, "seed": seed, "max_steps": plan["rounds"], "validate_every": plan["every"]},
-    )
+    trainer = plan["trainer"]
+    fit = {**COMMON, "seed": seed, "max_steps": plan["rounds"], "validate_every": plan["every"]}
     methods: dict[str, dict[str, Any]] = {
         "OC-GFN": {"stage": "finetune", "own": plan["finetune"]},
         "TB": {"stage": "baseline", "own": {"objective": "tb"}},
@@ -246,7 +246,7 @@ def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str,
             last = {k.removeprefix("valid/"): v for k, v in run.metrics()[-1].items()}
             return {"evaluations": needed(along, plan["modes"]), "along": along, "last": last}
 
-        bench.keep(part, name, seed, make)
+        bench.keep(part, name + plan["label"], seed, make)
 
     def chains() -> dict[str, Any]:
         table = table_of(task, settings)
@@ -265,7 +265,7 @@ def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str,
             along.append([archive.different, archive.modes])
         return {"evaluations": needed(along, plan["modes"]), "along": along}
 
-    bench.keep(part, "MCMC", seed, chains)
+    bench.keep(part, "MCMC" + plan["label"], seed, chains)
 
 
 def grid(bench: Bench, seed: int) -> None:
@@ -273,6 +273,7 @@ def grid(bench: Bench, seed: int) -> None:
     searching(bench, "grid", seed, "hypergrid", grid_task(o.side, "standard"), {
         "trainer": {"batch_size": 16, "replay_batch": 16, "hidden": [256, 256], "exploration": 0.05},
         "finetune": {"aimed": 0.5}, "rounds": o.grid_rounds, "every": 2, "modes": 4, "pretrained": bench.on_grid,
+        "label": f", {o.side} x {o.side}",
     })  # fmt: skip
 
 
@@ -286,8 +287,8 @@ def tfbind8(bench: Bench, seed: int) -> None:
             "batch_size": 32, "replay_batch": 32, "hidden": [128, 128], "exploration": 0.02, "exponent": 3.0,
             "updates_per_batch": 4, "replay_size": 100_000,
         },
-        "finetune": {"aimed": 0.1, "outcome_hidden": [256, 256]}, "rounds": o.string_rounds, "every": 25, "modes": 328,
-        "pretrained": bench.on_strings,
+        "finetune": {"aimed": 0.1, "outcome_hidden": [256, 256]}, "rounds": o.string_rounds, "every": 50, "modes": 328,
+        "pretrained": bench.on_strings, "label": "",
     })  # fmt: skip
 
 
@@ -311,7 +312,7 @@ def factors(bench: Bench, seed: int) -> None:
         }
 
     def conversion() -> dict[str, Any]:
-        task = headwater.task_of("tfbind8", {"task": {"table": str(o.tfbind8), "columns": names}})
+        task = task_of("tfbind8", {"task": {"table": str(o.tfbind8), "columns": names}})
         table = TableEnvironment(task)
         ways = ways_of(table)
         assert ways is not None

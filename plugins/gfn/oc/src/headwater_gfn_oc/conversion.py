@@ -71,7 +71,8 @@ def ways_of(table: TableEnvironment, most: int = MOST_PAIRS) -> Ways | None:
     """Go back from every outcome; ``None`` where there are more than ``most`` pairs of a state and an outcome."""
     n = len(table.states) - table.n_inner
     child, outcome = torch.arange(table.n_inner, len(table.states)), torch.arange(n)
-    total, layers = 0, []
+    total = 0
+    layers: list[Layer] = []
     stopping = table.stops
     while True:
         if stopping:
@@ -235,7 +236,7 @@ def _mixture(conditioned: Conditioned, policy: Any, s: Tensor, log_share: Tensor
     environment, y = conditioned.of, conditioned.y
     b, m, a = len(s), len(y), environment.n_actions
     every = y.repeat(b, *[1] * (y.ndim - 1))
-    logits, _, log_flow = policy(conditioned.observe(conditioned.join(s.repeat_interleave(m, 0), every)))
+    logits, _, log_flow = policy(conditioned.observe(conditioned.paired(s.repeat_interleave(m, 0), every)))
     mask = environment.forward_mask(s)
     log_p = log_policy(logits, mask.repeat_interleave(m, 0)).view(b, m, a)
     summand = log_p + (log_flow.view(b, m) + log_share).unsqueeze(2)

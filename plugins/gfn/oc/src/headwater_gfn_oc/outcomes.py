@@ -24,7 +24,7 @@ class Conditioned(Environment):
         self.width = max(1, len(of.state_shape) and int(torch.tensor(of.state_shape).prod()))
         self.state_shape = (2 * self.width,)
 
-    def join(self, s: Tensor, y: Tensor) -> Tensor:
+    def paired(self, s: Tensor, y: Tensor) -> Tensor:
         """States of ``of`` (..., \\*state_shape) and outcomes of the same shape, as states of this environment."""
         lead = s.shape[: s.ndim - len(self.of.state_shape)]
         return torch.cat([s.reshape(*lead, self.width), y.reshape(*lead, self.width)], -1)
@@ -35,19 +35,19 @@ class Conditioned(Environment):
         return s[:, : self.width].reshape(shape), s[:, self.width :].reshape(shape)
 
     def start(self, n: int, device: torch.device | str = "cpu") -> Tensor:
-        return self.join(self.of.start(n, device), self.y[:n])
+        return self.paired(self.of.start(n, device), self.y[:n])
 
     def step(self, s: Tensor, a: Tensor) -> Tensor:
         own, y = self.split(s)
-        return self.join(self.of.step(own, a), y)
+        return self.paired(self.of.step(own, a), y)
 
     def undo(self, s: Tensor, b: Tensor) -> Tensor:
         own, y = self.split(s)
-        return self.join(self.of.undo(own, b), y)
+        return self.paired(self.of.undo(own, b), y)
 
     def unstop(self, s: Tensor) -> Tensor:
         own, y = self.split(s)
-        return self.join(self.of.unstop(own), y)
+        return self.paired(self.of.unstop(own), y)
 
     def forward_mask(self, s: Tensor) -> Tensor:
         return self.of.forward_mask(self.split(s)[0])

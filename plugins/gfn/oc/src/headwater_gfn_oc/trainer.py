@@ -101,8 +101,8 @@ class PretrainTrainer(Trainer):
                 return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(k, steps) / steps))
 
             self.schedulers["adam"] = torch.optim.lr_scheduler.LambdaLR(adam, cosine)
-        self.explorer: Any = self.modules.get("explorer")
-        self.curiosity: Any = self.modules.get("curiosity")
+        modules: Any = self.modules
+        self.explorer, self.curiosity = modules.get("explorer"), modules.get("curiosity")
         if self.explorer is not None:
             learned = [*self.explorer.parameters(), *self.curiosity.predictor_network.parameters()]
             groups = [
@@ -235,7 +235,7 @@ def lift(conditioned: Conditioned, trajectories: Trajectories) -> Trajectories:
     """Trajectories of the environment itself with the outcomes behind their states."""
     states = trajectories.states
     y = conditioned.y.unsqueeze(0).expand(states.shape)
-    return Trajectories(conditioned.join(states, y), trajectories.actions, trajectories.length)
+    return Trajectories(conditioned.paired(states, y), trajectories.actions, trajectories.length)
 
 
 def drop(conditioned: Conditioned, trajectories: Trajectories) -> Trajectories:
@@ -410,11 +410,11 @@ class FinetuneTrainer(RewardTrainer):
         mask, same = environment.forward_mask(batch.state), environment.same_child(batch.state, action)
         conditioned = Conditioned(environment, batch.y)
         with torch.no_grad():
-            pairs = conditioned.join(batch.state, batch.y)
+            pairs = conditioned.paired(batch.state, batch.y)
             logits, _, log_flow = self.flows(conditioned.observe(pairs))
             log_pf = probability_of(logits, mask, action, same)
             if self.facts_found["normalised"]:
-                root = conditioned.join(self._root.expand_as(batch.state), batch.y)
+                root = conditioned.paired(self._root.expand_as(batch.state), batch.y)
                 log_flow = log_flow - self.flows(conditioned.observe(root))[2]
         logits, _, total = self.policy(environment.observe(batch.state))
         log_n = total + probability_of(logits, mask, action, same)
