@@ -6,7 +6,8 @@
 - reach: pre-training on the grid: exact success rate; L1 of the policies converted to three rewards without training.
 - scratch: DB and TB on each of these rewards from scratch, with the same network and a third of pre-training's updates
   (compute-matched: pre-training is shared by the three).
-- grid: reward evaluations (different objects) until all modes of the grid are found, by fine-tuning, TB, DB, DQN, MCMC.
+- grid: different objects evaluated, and objects sampled, until all modes of the grid are found, by fine-tuning, TB, DB,
+  DQN and MCMC.
 - tfbind8: the same for the modes of SIX6, and at a half and nine tenths of them.
 - factors: on the 29 last factors, after pre-training once on strings: Spearman correlation of log P_T and log r, and
   how many of the best 0.5 % are among 20,000 samples, of the conversion and of DB from scratch with as many updates as
@@ -214,14 +215,20 @@ def passing(bench: Bench, **given: Any) -> Any:
     return run
 
 
-def found_along(run: Any) -> list[list[float]]:
-    """Different objects evaluated so far, and modes found, at each validation."""
-    return [[x["valid/different"], x["valid/modes"]] for x in run.metrics() if "valid/modes" in x]
+def found_along(run: Any, batch: int) -> list[list[float]]:
+    """Different objects evaluated so far, modes found, and objects sampled, at each validation."""
+    lines = [x for x in run.metrics() if "valid/modes" in x]
+    return [[x["valid/different"], x["valid/modes"], x["step"] * batch] for x in lines]
 
 
-def needed(along: list[list[float]], modes: float) -> float | None:
-    """Evaluations at which so many modes were found; ``None`` where they never were."""
-    return next((n for n, m in along if m >= modes), None)
+def needed(along: list[list[float]], modes: float, *, sampled: bool = False) -> float | None:
+    """Different objects (or objects sampled) at which so many modes were found; ``None`` where they never were."""
+    return next((line[2 if sampled else 0] for line in along if line[1] >= modes), None)
+
+
+def when(along: list[list[float]], modes: int) -> dict[str, float | None]:
+    """Different objects and objects sampled at which all modes were found."""
+    return {"evaluations": needed(along, modes), "sampled": needed(along, modes, sampled=True)}
 
 
 def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -242,9 +249,9 @@ def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str,
                 bench, stage=method["stage"], task=task, from_runs=[plan["pretrained"](seed).path] if tuned else [],
                 overrides={"task": settings, "trainer": {**trainer, **method["own"]}, "fit": fit},
             )  # fmt: skip
-            along = found_along(run)
+            along = found_along(run, trainer["batch_size"])
             last = {k.removeprefix("valid/"): v for k, v in run.metrics()[-1].items()}
-            return {"evaluations": needed(along, plan["modes"]), "along": along, "last": last}
+            return {**when(along, plan["modes"]), "along": along, "last": last}
 
         bench.keep(part, name + plan["label"], seed, make)
 
@@ -260,10 +267,10 @@ def searching(bench: Bench, part: str, seed: int, task: str, settings: dict[str,
             archive.add(y, log_reward, table.key(y))
 
         proposals = plan["rounds"] * trainer["batch_size"] // 16
-        for _ in range(50):
+        for i in range(50):
             x, _ = metropolis(table, x, max(1, proposals // 50), exponent, generator, visit)
-            along.append([archive.different, archive.modes])
-        return {"evaluations": needed(along, plan["modes"]), "along": along}
+            along.append([archive.different, archive.modes, (i + 1) * max(1, proposals // 50) * len(x)])
+        return {**when(along, plan["modes"]), "along": along}
 
     bench.keep(part, "MCMC" + plan["label"], seed, chains)
 
@@ -272,7 +279,7 @@ def grid(bench: Bench, seed: int) -> None:
     o = bench.options
     searching(bench, "grid", seed, "hypergrid", grid_task(o.side, "standard"), {
         "trainer": {"batch_size": 16, "replay_batch": 16, "hidden": [256, 256], "exploration": 0.05},
-        "finetune": {"aimed": 0.5}, "rounds": o.grid_rounds, "every": 2, "modes": 4, "pretrained": bench.on_grid,
+        "finetune": {"aimed": 0.5}, "rounds": o.grid_rounds, "every": 4, "modes": 4, "pretrained": bench.on_grid,
         "label": f", {o.side} x {o.side}",
     })  # fmt: skip
 
@@ -401,7 +408,8 @@ def tables(bench: Bench) -> Iterator[str]:
         for name in names_of(bench, part):
             for modes in shares:
                 found = of(bench, part, name, lambda p, m=modes: needed(p["along"], m))
-                yield f"{part}, {name}: evaluations at {modes} modes: {told(found)}"
+                samples = of(bench, part, name, lambda p, m=modes: needed(p["along"], m, sampled=True))
+                yield f"{part}, {name}, {modes} modes: different objects {told(found)}; samples {told(samples)}"
             most = of(bench, part, name, lambda p: p["along"][-1][1])
             yield f"{part}, {name}: modes at the end: {told(most)}"
     wins = {"spearman": 0, "modes": 0}
@@ -460,7 +468,7 @@ def figure(bench: Bench, path: Path) -> None:
             for i, name in enumerate(names_of(bench, part)):
                 seeds = [p for (a, b, _), p in bench.done.items() if (a, b) == (part, name)]
                 for k, p in enumerate(seeds):
-                    xs, ys = zip(*p["lines" if part == "ablation" else "along"], strict=True)
+                    xs, ys, *_ = zip(*p["lines" if part == "ablation" else "along"], strict=True)
                     axis.plot(xs, ys, f"C{i}", linewidth=1, alpha=0.8, label=None if k else name)
             axis.set_xlabel("update" if part == "ablation" else "reward evaluations")
             titles = {"grid": "modes of the grid", "tfbind8": "modes of SIX6", "ablation": "success, 24 bits"}
