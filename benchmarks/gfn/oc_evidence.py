@@ -468,9 +468,10 @@ def figure(bench: Bench, path: Path) -> None:
             for i, name in enumerate(names_of(bench, part)):
                 seeds = [p for (a, b, _), p in bench.done.items() if (a, b) == (part, name)]
                 for k, p in enumerate(seeds):
-                    xs, ys, *_ = zip(*p["lines" if part == "ablation" else "along"], strict=True)
+                    points = p["lines"] if part == "ablation" else [(line[2], line[1]) for line in p["along"]]
+                    xs, ys = zip(*points, strict=True)
                     axis.plot(xs, ys, f"C{i}", linewidth=1, alpha=0.8, label=None if k else name)
-            axis.set_xlabel("update" if part == "ablation" else "reward evaluations")
+            axis.set_xlabel("update" if part == "ablation" else "objects sampled")
             titles = {"grid": "modes of the grid", "tfbind8": "modes of SIX6", "ablation": "success, 24 bits"}
             axis.set_title(titles[part], fontsize=9, loc="left")
             axis.legend(frameon=False, fontsize=7)
