@@ -64,8 +64,8 @@ def test_one_run_serves_several_rewards_and_the_manifest_says_where_they_come_fr
             "gfn-oc", tmp_path / reward, stage="finetune", from_runs=[run.path],
             overrides={
                 "task": {"side": 4, "reward": reward},
-                "trainer": {"hidden": [64], "outcome_hidden": [64], "learning_rate": 3e-3, "batch_size": 16},
-                "fit": {"max_steps": 150, "validate_every": 50, **CPU},
+                "trainer": {"hidden": [128], "outcome_hidden": [128], "learning_rate": 3e-3, "batch_size": 16},
+                "fit": {"max_steps": 300, "validate_every": 50, **CPU},
             },
         )  # fmt: skip
         [parent] = tuned.manifest.lineage
@@ -134,7 +134,7 @@ def test_the_residual_of_n_and_q_is_that_of_the_formula(outcomes):
     for i, (s, a, c, o) in enumerate(
         zip(batch.state.tolist(), batch.action.tolist(), batch.child.tolist(), batch.y.tolist(), strict=True)
     ):
-        expected = float(total[i]) + float(log_pf[s, a]) + float(log_q[i])
+        expected = float((total[i] + log_pf[s, a] + log_q[i]).detach())
         expected -= 2.0 * float(table.log_rewards[o - table.n_inner]) + weight[s, c, o - table.n_inner]
         assert float(found[i]) == pytest.approx(expected, abs=1e-4)
 
