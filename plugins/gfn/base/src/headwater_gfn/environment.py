@@ -167,6 +167,56 @@ class Environment(Task):
         """How many modes there are, where that is known."""
         return None
 
+    # Objects as rows of letters, for methods that aim at given objects
+
+    n_places: int = 0
+    """Letters that say which object it is; 0 where the task does not write objects as letters."""
+    n_values: int = 0
+    """How many different letters there are."""
+
+    def space(self) -> dict[str, Any]:
+        """What states and actions depend on, whatever the reward is: a policy fits every environment of equal space."""
+        raise UsageError(f"{type(self).__name__} does not say what its space is, which the method needs")
+
+    def letters(self, x: Tensor) -> Tensor:
+        """The letters (B, n_places), 0 to ``n_values`` - 1, of the terminal states ``x``."""
+        raise UsageError(f"{type(self).__name__} does not write objects as letters, which the method needs")
+
+    def from_letters(self, letters: Tensor) -> Tensor:
+        """The terminal states with ``letters`` (B, n_places)."""
+        raise UsageError(f"{type(self).__name__} does not write objects as letters, which the method needs")
+
+    def proper(self, letters: Tensor) -> Tensor:
+        """Whether rows of ``letters`` (B, n_places) are objects (B,)."""
+        return torch.ones(len(letters), dtype=torch.bool, device=letters.device)
+
+    def possible(self, s: Tensor, letters: Tensor) -> Tensor:
+        """Which letters an object that the states ``s`` lead to may have: (B, n_places, n_values).
+
+        Entry (i, v) says whether there is such an object with v at place i and ``letters`` (B, n_places) before it.
+        """
+        raise UsageError(f"{type(self).__name__} does not say which objects a state leads to, which the method needs")
+
+    def reaches(self, s: Tensor, x: Tensor) -> Tensor:
+        """Whether the states ``s`` lead to the terminal states ``x``, row by row (B,)."""
+        letters = self.letters(x)
+        return self.possible(s, letters).gather(2, letters.unsqueeze(2)).squeeze(2).all(1)
+
+    def random_objects(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` terminal states drawn uniformly."""
+        self.check_letters()
+        shape = (n, self.n_places)
+        return self.from_letters(torch.randint(self.n_values, shape, generator=generator, device=generator.device))
+
+    def check_letters(self) -> None:
+        """See that objects can be written as letters.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        if not self.n_places:
+            raise UsageError(f"{type(self).__name__} does not write objects as letters, which the method needs")
+
     # Samples
 
     def make_policy(self, hidden: tuple[int, ...], activation: str) -> nn.Module:
@@ -202,7 +252,8 @@ class Environment(Task):
     def panels(self, run: "Run") -> "list[Panel]":
         from headwater.sampling import Model
 
-        return self.pictures({"learned": Model(run, device="cpu").modules["policy"]})
+        sampler: Any = Model(run, device="cpu").sampler()
+        return [*self.pictures(sampler.policies()), *sampler.panels()]
 
     # Files: terminal states in the domain's own words
 

@@ -24,8 +24,13 @@ def log_target(table: TableEnvironment) -> Tensor:
 
 
 @torch.no_grad()
-def forward_policy(table: TableEnvironment, policy: Policy) -> Tensor:
-    """log P_F of every action in every state that is not terminal (n_inner, n_actions), float64."""
+def forward_policy(table: TableEnvironment, policy: Policy | Tensor) -> Tensor:
+    """log P_F of every action in every state that is not terminal (n_inner, n_actions), float64.
+
+    A ``policy`` that is such a table already is given back.
+    """
+    if isinstance(policy, Tensor):
+        return policy
     parts = []
     for first in range(0, table.n_inner, CHUNK):
         s = torch.arange(first, min(first + CHUNK, table.n_inner), device=table.child.device)

@@ -212,7 +212,9 @@ def training_panels(environment: "ObjectiveEnvironment", run: "Run") -> list[Pan
     kept = run.checkpoints()
     if not isinstance(table, TableEnvironment) or not kept:
         return []
-    policy: Any = Model(run, device="cpu").modules["policy"]
+    policy: Any = Model(run, device="cpu").modules.get("policy")
+    if policy is None:  # a stage that learned something else
+        return []
     at_last = {k: v.clone() for k, v in policy.state_dict().items()}
     steps = {}
     for step in kept:

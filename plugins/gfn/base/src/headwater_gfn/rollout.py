@@ -278,6 +278,8 @@ def roll_back(
 
     P_B is that of ``policy``; uniform over the parents where ``policy`` is ``None`` or has no backward logits.
     """
+    if policy is None and x.device.type == "cpu" and isinstance(environment, TableEnvironment):
+        return _back_table(environment, x, generator)
     n, device = len(x), x.device
     states, actions = [x], []
     s, live = x, torch.arange(n, device=device)
@@ -309,3 +311,32 @@ def roll_back(
     ordered = torch.stack(states)[(length - step).clamp_min(0), rows]
     taken = torch.stack(actions)[(length - 1 - step[:-1]).clamp_min(0), rows]
     return Trajectories(ordered, taken, length)
+
+
+def _back_table(environment: TableEnvironment, x: Tensor, generator: torch.Generator) -> Trajectories:
+    """As :func:`roll_back` by the uniform P_B, on numbered states and a CPU: see :func:`_walk_table`."""
+    n, most = len(x), environment.max_len
+    parent, action, count = (t.numpy() for t in environment.ways_back())
+    width = environment.n_backward
+    states, actions = np.zeros((most + 1, n), dtype=np.int64), np.zeros((most, n), dtype=np.int64)
+    s, first = x.numpy(), most
+    states[most] = s
+    if environment.stops:
+        first -= 1
+        s = environment.stopped.numpy().take(s)
+        states[first], actions[first] = s, environment.n_actions - 1
+    uniform = torch.rand(most, n, generator=generator).numpy()
+    while first and s.any():  # the source is number 0: it has no parent, and is its own here
+        ways = count.take(s)
+        way = s * width + np.minimum((uniform[first - 1] * ways).astype(np.int64), np.maximum(ways - 1, 0))
+        first -= 1
+        actions[first] = action.take(way)
+        s = parent.take(way)
+        states[first] = s
+    # Each starts at the source: shift it so that it does so at step 0.
+    length = torch.from_numpy((states != 0).sum(0))
+    step = torch.arange(most - first + 1).unsqueeze(1)
+    rows, start = torch.arange(n), most - length
+    walked, taken = torch.from_numpy(states), torch.from_numpy(actions)
+    place = (start + step).clamp_max(most)
+    return Trajectories(walked[place, rows], taken[place[:-1].clamp_max(most - 1), rows], length)

@@ -42,12 +42,14 @@ class TableEnvironment(Environment):
         self.of = of
         self.n_actions, self.n_backward, self.stops = of.n_actions, of.n_backward, of.stops
         self.max_len, self.n_features = of.max_len, of.n_features
+        self.n_places, self.n_values = of.n_places, of.n_values
         self.state_shape = ()
         self._enumerate(limit)
         self.n_states = len(self.states)
         self._link()
         self._features: Tensor | None = None
         self._partial: Tensor | None = None
+        self._back: tuple[Tensor, Tensor, Tensor] | None = None
 
     # Making the tables
 
@@ -126,6 +128,22 @@ class TableEnvironment(Environment):
             raise ValueError(f"a state is none that {type(self.of).__name__} can reach from its source")
         return self._order[place]
 
+    def ways_back(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each state its parents and the actions from them (N n_backward,), and how many there are (N,).
+
+        Those that there are come first. The source is its own only parent, by no action of meaning. States that STOP
+        made have none.
+        """
+        if self._back is None:
+            mask = self._backward_mask
+            order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
+            rows, back = mask.nonzero(as_tuple=True)
+            action = torch.zeros_like(self.parent)
+            action[rows, back] = self.forward_action(rows, back)
+            parent = self.parent.clamp_min(0)
+            self._back = parent.gather(1, order).flatten(), action.gather(1, order).flatten(), mask.sum(1)
+        return self._back
+
     # The environment
 
     def start(self, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -194,6 +212,25 @@ class TableEnvironment(Environment):
     @property
     def n_modes(self) -> int | None:
         return self.of.n_modes
+
+    def space(self) -> dict[str, Any]:
+        return self.of.space()
+
+    def letters(self, x: Tensor) -> Tensor:
+        return self.of.letters(self.states[x])
+
+    def from_letters(self, letters: Tensor) -> Tensor:
+        return self.index(self.of.from_letters(letters))
+
+    def proper(self, letters: Tensor) -> Tensor:
+        return self.of.proper(letters)
+
+    def possible(self, s: Tensor, letters: Tensor) -> Tensor:
+        return self.of.possible(self.states[s], letters)
+
+    def random_objects(self, n: int, generator: torch.Generator) -> Tensor:
+        device = generator.device
+        return torch.randint(self.n_inner, len(self.states), (n,), generator=generator, device=device)
 
     def describe(self, x: Tensor) -> list[str]:
         return self.of.describe(self.states[x])

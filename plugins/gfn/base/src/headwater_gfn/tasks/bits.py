@@ -1,5 +1,7 @@
 """Bit sequences (Malkin et al., 2022): words written into a string whose reward is its distance to hidden modes."""
 
+from typing import Any
+
 import torch
 from headwater import Config
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -57,6 +59,7 @@ class BitSequence(Environment):
         self.max_len = self.slots
         self.state_shape = (self.slots,)
         self.n_features = self.slots * (self.words + 1)
+        self.n_places, self.n_values = self.slots, self.words
         self.n_states = (self.words + 1) ** self.slots if config.any_order else None
         self._modes = make_modes(config.n_modes, config.bits, config.mode_seed)
         shift = torch.arange(config.word - 1, -1, -1)
@@ -121,6 +124,19 @@ class BitSequence(Environment):
     @property
     def n_modes(self) -> int:
         return int(self.config.n_modes)
+
+    def space(self) -> dict[str, Any]:
+        return {"bits": self.config.bits, "word": self.config.word, "any_order": self.config.any_order}
+
+    def letters(self, x: Tensor) -> Tensor:
+        return x
+
+    def from_letters(self, letters: Tensor) -> Tensor:
+        return letters
+
+    def possible(self, s: Tensor, letters: Tensor) -> Tensor:
+        s = s.unsqueeze(2)
+        return (s == self.words) | (s == torch.arange(self.words, device=s.device))
 
     def describe(self, x: Tensor) -> list[str]:
         letters = self._letters.to(x.device)[x].flatten(1)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from headwater import DataError
 from headwater.errors import near
 from torch import Tensor
 
-__all__ = ["MOST_RANKED", "ScoreTable", "read_ranking", "read_scores"]
+__all__ = ["MOST_RANKED", "ScoreTable", "read_e_scores", "read_ranking", "read_scores", "read_words"]
 
 MOST_RANKED = 2000
 """Most objects that a ranking names: the order of n objects takes n numbers for each."""
@@ -58,6 +59,11 @@ def read_scores(path: Path, n: int, number: Number, columns: Sequence[str] | Non
             raise DataError(f"{path}: a table of scores is a .csv or .npz file")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return _chosen(found, columns, path)
+
+
+def _chosen(found: ScoreTable, columns: Sequence[str] | None, path: Path) -> ScoreTable:
+    """The ``columns`` of a table; all without."""
     if columns is None:
         return found
     for name in columns:
@@ -154,6 +160,96 @@ def _read_npz(path: Path, n: int, number: Number) -> ScoreTable:
         words = [str(w) for w in arrays["modes"].ravel()]
         modes = torch.tensor([_number(path, f"modes[{i}]", word, number) for i, word in enumerate(words)])
     return ScoreTable(names, torch.from_numpy(values.copy()), modes)
+
+
+E_SCORES = ("escore_1e5", "tf")
+Scores = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def read_e_scores(path: Path, number: Number, columns: Sequence[str] | None = None) -> ScoreTable | None:
+    """Read E-scores of all DNA strings of eight letters, scaled so that a factor's lowest is 0 and its highest 1.
+
+    NPZ: integers ``escore_1e5`` (factors, 65,536), E-scores times 100,000 in the order of the strings' numbers, and the
+    names ``tf`` of the factors. TXT or TSV: one factor, a line for a string and its other strand with the columns
+    8-mer, 8-mer, E-score; the factor's name is that of the file, up to ``_8mers``.
+
+    Returns:
+        the table; ``None`` where the file is of another form, which :func:`read_scores` reads.
+
+    Raises:
+        DataError: the file cannot be read, or a string is missing or has no finite score.
+    """
+    if path.suffix in (".txt", ".tsv"):
+        return _chosen(_scaled(path, (path.stem.removesuffix("_8mers"),), _read_strands(path, number)), columns, path)
+    if path.suffix != ".npz":
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not set(E_SCORES) <= set(file.files):
+                return None
+            scores, names = file[E_SCORES[0]], tuple(map(str, file[E_SCORES[1]].ravel()))
+    except Exception:  # what is wrong with it will be said by who reads it next
+        return None
+    if scores.shape != (len(names), 4**8):
+        raise DataError(
+            f"{path}: escore_1e5 has the shape {scores.shape}; {len(names)} factors need {4**8:,} scores each"
+        )
+    return _chosen(_scaled(path, names, scores.T / 1e5), columns, path)
+
+
+def _read_strands(path: Path, number: Number) -> Scores:
+    values = np.full((4**8, 1), np.nan)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line, row in enumerate(csv.reader(file, delimiter="\t"), 1):
+                if line == 1 and row and "mer" in row[0].lower():
+                    continue
+                if len(row) < 3:
+                    raise DataError(f"{path}, line {line}: needs the columns 8-mer, 8-mer, E-score, apart by tabs")
+                score = _finite(path, line, "E-score", row[2])
+                for word in row[:2]:
+                    values[_number(path, f"line {line}", word, number)] = score
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no text in UTF-8 with tabs: {error}") from error
+    missing = np.flatnonzero(np.isnan(values[:, 0]))
+    if len(missing):
+        raise DataError(f"{path} lacks {len(missing):,} of {4**8:,} strings; number {missing[0]} is the first missing")
+    return values
+
+
+def _scaled(path: Path, names: tuple[str, ...], values: "Scores") -> ScoreTable:
+    lowest, highest = values.min(0), values.max(0)
+    flat = np.flatnonzero(highest <= lowest)
+    if len(flat):
+        raise DataError(f"{path}: all scores of {names[flat[0]]} are the same")
+    return ScoreTable(names, torch.from_numpy((values - lowest) / (highest - lowest)))
+
+
+def read_words(path: Path, number: Number) -> Tensor:
+    """The numbers (M,) of the objects in a text file with one word a line, each once.
+
+    Raises:
+        DataError: the file cannot be read, holds no word or one twice, or a word is no object.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8") from error
+    line_of: dict[int, int] = {}
+    for line, word in enumerate(words, 1):
+        if not word.strip():
+            continue
+        i = _number(path, f"line {line}", word.strip(), number)
+        if i in line_of:
+            raise DataError(f"{path}, line {line}: {word!r} is given twice, first in line {line_of[i]}")
+        line_of[i] = line
+    if not line_of:
+        raise DataError(f"{path} holds no word")
+    return torch.tensor(list(line_of))
 
 
 def read_ranking(path: Path, number: Number) -> tuple[list[int], Tensor]:

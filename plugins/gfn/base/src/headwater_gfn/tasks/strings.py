@@ -2,7 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from headwater import ConfigError, DataError
@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from headwater_gfn.tasks.objectives import ObjectiveConfig, ObjectiveEnvironment, Remembered, user_function
-from headwater_gfn.tasks.score_tables import read_ranking, read_scores
+from headwater_gfn.tasks.score_tables import ScoreTable, read_e_scores, read_ranking, read_scores, read_words
 
 __all__ = ["Strings", "StringsConfig", "TFBind8", "TFBind8Config", "make_landscape"]
 
@@ -33,8 +33,16 @@ class StringsConfig(ObjectiveConfig):
     objectives: tuple[str, ...] | None = Field(
         None, description="functions of a list of strings as 'package.module:function', in the place of a table"
     )
+    reward: str | None = Field(
+        None,
+        description="the one score that is the reward: the name of a column of table, or a function of a list of "
+        "strings as 'package.module:function'; in the place of columns and objectives",
+    )
     ranking: Path | None = Field(
         None, description="CSV (better, worse) of pairs of strings, in the place of scores; others are below these"
+    )
+    mode_list: Path | None = Field(
+        None, description="text file with one string a line: the modes; those that the table lists without"
     )
     mode_share: float = Field(
         0.005, gt=0, lt=1, description="share of the best strings that are modes, where the table lists none"
@@ -52,11 +60,29 @@ class StringsConfig(ObjectiveConfig):
             raise ValueError(f"{' and '.join(given)} are given; the scores have one source")
         if self.columns is not None and self.table is None:
             raise ValueError("columns are those of table, which is not given")
+        self._check_reward()
         if self.objectives is not None and not self.objectives:
             raise ValueError("objectives needs at least one function")
         if len(set(self.letters)) < len(self.letters):
             raise ValueError(f"alphabet = {self.alphabet!r} has a letter twice")
         return self
+
+    def _check_reward(self) -> None:
+        """See that ``reward`` fits the other settings; ``ValueError`` where it does not."""
+        if self.reward is None:
+            return
+        taken = [name for name in ("columns", "objectives", "ranking") if getattr(self, name) is not None]
+        if taken:
+            raise ValueError(f"reward and {taken[0]} are given; the scores have one source")
+        if ":" in self.reward and self.table is not None:
+            raise ValueError("reward is a function and table is given; the scores have one source")
+        if ":" not in self.reward and self.table is None:
+            raise ValueError(f"reward = {self.reward!r} is the column of a table, which is not given")
+
+    @property
+    def functions(self) -> tuple[str, ...] | None:
+        """The functions of the user that score strings, as import strings."""
+        return (self.reward,) if self.reward is not None and ":" in self.reward else self.objectives
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -65,7 +91,10 @@ class StringsConfig(ObjectiveConfig):
 
 
 class TFBind8Config(StringsConfig):
-    """DNA of eight letters with measured binding, from the user's table."""
+    """DNA of eight letters with measured binding, from the user's table.
+
+    Beside the forms of every table: an NPZ with the E-scores of many factors, or the text file of one factor.
+    """
 
     length: PositiveInt = Field(8, description="letters in a whole string")
 
@@ -102,19 +131,20 @@ class Strings(ObjectiveEnvironment):
             PluginError: a function cannot be imported.
         """
         super().__init__(config)
-        self.letters = config.letters
-        self.n_letters, self.length = len(self.letters), config.length
+        self.alphabet = config.letters
+        self.n_letters, self.length = len(self.alphabet), config.length
         self._both = config.build == "prepend-append"
         self.n_actions = self.n_letters * (2 if self._both else 1)
         self.n_backward = 2 if self._both else 1
         self.max_len = self.length
         self.state_shape = (self.length,)
         self.n_features = self.length * self.n_letters
-        self._separator = "" if all(len(letter) == 1 for letter in self.letters) else " "
-        self._code = {letter: i for i, letter in enumerate(self.letters)}
+        self.n_places, self.n_values = self.length, self.n_letters
+        self._separator = "" if all(len(letter) == 1 for letter in self.alphabet) else " "
+        self._code = {letter: i for i, letter in enumerate(self.alphabet)}
         k, n = self.n_letters, self.length
         # What only functions of the user know is scored as it is met, not string by string through the whole space.
-        self.n_states = None if config.objectives else (k ** (n + 1) - 1) // (k - 1)
+        self.n_states = None if config.functions else (k ** (n + 1) - 1) // (k - 1)
         self._place = k ** torch.arange(n - 1, -1, -1) if k**n < 2**62 else None
         self._mode_list: Tensor | None = None
         self._set_scores(config)
@@ -123,10 +153,10 @@ class Strings(ObjectiveEnvironment):
         n = self.n_letters**self.length
         self._table: Tensor | None = None
         self._functions: Remembered | None = None
-        if config.objectives is not None:
-            functions = [user_function(name, "task.objectives") for name in config.objectives]
-            self._functions = Remembered(functions)
-            self.set_objectives([name.rpartition(":")[2] for name in config.objectives])
+        if config.functions is not None:
+            setting = "task.objectives" if config.reward is None else "task.reward"
+            self._functions = Remembered([user_function(name, setting) for name in config.functions])
+            self.set_objectives([name.rpartition(":")[2] for name in config.functions])
             return
         if n > MOST:
             raise ConfigError(
@@ -140,19 +170,25 @@ class Strings(ObjectiveEnvironment):
             self.set_objectives([f"above {self._word(i)}" for i in objects])
             return
         if config.table is not None:
-            found = read_scores(config.table, n, self._number, config.columns)
+            found = self._read(config.table, config.columns if config.reward is None else (config.reward,))
             self._table, self._mode_list = found.values, found.modes
             self.set_objectives(found.names)
         else:
             fields, couplings = make_landscape(self.n_letters, self.length, config.landscape_seed)
             self._table = self._of_landscape(fields, couplings)
             self.set_objectives(["score"])
+        if config.mode_list is not None:
+            self._mode_list = read_words(config.mode_list, self._number)
         if self._mode_list is None and len(self.names) == 1:
             score = self._table[:, 0] * self._signs[0]
             count = max(1, round(config.mode_share * n))
             self._mode_list = score.topk(count).indices
         if self._mode_list is not None:
             self._mode_of = torch.full((n,), -1).scatter(0, self._mode_list, torch.arange(len(self._mode_list)))
+
+    def _read(self, path: Path, columns: tuple[str, ...] | None) -> ScoreTable:
+        """The scores of all strings from the user's table."""
+        return read_scores(path, self.n_letters**self.length, self._number, columns)
 
     def _of_landscape(self, fields: Tensor, couplings: Tensor) -> Tensor:
         """The scores (K^L, 1) of a landscape on the way from the lowest to the highest that its terms allow."""
@@ -259,23 +295,47 @@ class Strings(ObjectiveEnvironment):
 
         return ChildScorer(self.n_letters, self.length, self.config.build, hidden[0], activation)
 
+    # Letters
+
+    def space(self) -> dict[str, Any]:
+        return {"letters": list(self.alphabet), "length": self.length, "build": self.config.build}
+
+    def letters(self, x: Tensor) -> Tensor:
+        return x
+
+    def from_letters(self, letters: Tensor) -> Tensor:
+        return letters
+
+    def possible(self, s: Tensor, letters: Tensor) -> Tensor:
+        k, n = self.n_letters, self.length
+        # demanded[b, o, j]: the letter that place j must have where s stands at offset o, k where there is none.
+        offsets = torch.arange(n if self._both else 1, device=s.device).unsqueeze(1)
+        place = torch.arange(n, device=s.device) - offsets
+        demanded = torch.where(place >= 0, s[:, place.clamp_min(0)], k)
+        size = self._size(s).unsqueeze(1)
+        fits = offsets <= n - size
+        met = (demanded == k) | (demanded == letters.unsqueeze(1))
+        before = torch.cat([torch.ones_like(met[..., :1]), met[..., :-1].cummin(2).values], 2) & fits
+        allowed = (demanded.unsqueeze(3) == k) | (demanded.unsqueeze(3) == torch.arange(k, device=s.device))
+        return (before.unsqueeze(3) & allowed).any(1)
+
     # Words
 
     def _word(self, number: int) -> str:
         k = self.n_letters
-        return self._separator.join(self.letters[number // k**i % k] for i in range(self.length - 1, -1, -1))
+        return self._separator.join(self.alphabet[number // k**i % k] for i in range(self.length - 1, -1, -1))
 
     def _letters_of(self, word: str) -> list[int]:
         parts = word.split() if self._separator else list(word)
         if len(parts) == self.length and all(part in self._code for part in parts):
             return [self._code[part] for part in parts]
         # Tables of DNA often write their letters as the digits 0 to 3.
-        if len(word) == self.length and word.isdecimal() and not any(letter.isdecimal() for letter in self.letters):
+        if len(word) == self.length and word.isdecimal() and not any(letter.isdecimal() for letter in self.alphabet):
             digits = [int(c) for c in word]
             if max(digits) < self.n_letters:
                 return digits
-        example = self._separator.join(self.letters[:3])
-        raise ValueError(f"{word!r} is no string of {self.length} letters of {len(self.letters)} ({example}...)")
+        example = self._separator.join(self.alphabet[:3])
+        raise ValueError(f"{word!r} is no string of {self.length} letters of {len(self.alphabet)} ({example}...)")
 
     def _number(self, word: str) -> int:
         number = 0
@@ -284,7 +344,7 @@ class Strings(ObjectiveEnvironment):
         return number
 
     def describe(self, x: Tensor) -> list[str]:
-        return [self._separator.join(self.letters[i] for i in row) for row in x.tolist()]
+        return [self._separator.join(self.alphabet[i] for i in row) for row in x.tolist()]
 
     def parse(self, words: list[str]) -> Tensor:
         rows = [self._letters_of(word) for word in words]
@@ -297,12 +357,15 @@ class TFBind8(Strings):
     config: TFBind8Config
 
     def __init__(self, config: TFBind8Config) -> None:
-        if config.table is None and config.objectives is None and config.ranking is None:
+        if config.table is None and config.functions is None and config.ranking is None:
             raise ConfigError(
                 "tfbind8 needs task.table, a CSV (x, score) or NPZ with the scores of all 65,536 strings; the task "
                 "'strings' needs none"
             )
         super().__init__(config)
+
+    def _read(self, path: Path, columns: tuple[str, ...] | None) -> ScoreTable:
+        return read_e_scores(path, self._number, columns) or super()._read(path, columns)
 
     @classmethod
     def check(cls, root: Path) -> list[str]:

@@ -45,7 +45,7 @@ class QM9Strings(Strings):
     config: QM9StringsConfig
 
     def __init__(self, config: QM9StringsConfig) -> None:
-        if config.table is None and config.objectives is None and config.ranking is None:
+        if config.table is None and config.functions is None and config.ranking is None:
             raise ConfigError("qm9-strings needs task.table, a CSV (x, score) or NPZ with the scores of all strings")
         super().__init__(config)
 
@@ -155,7 +155,7 @@ class SEHStrings(Strings):
     def __init__(self, config: SEHStringsConfig) -> None:
         if config.table is not None or config.ranking is not None:
             raise ConfigError("seh-strings takes task.trees or task.objectives, no table and no ranking")
-        if (config.trees is None) == (config.objectives is None):
+        if (config.trees is None) == (config.functions is None):
             raise ConfigError("seh-strings needs task.trees, an NPZ with the ensemble of regression trees")
         super().__init__(config)
 
