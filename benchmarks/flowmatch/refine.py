@@ -78,7 +78,9 @@ def told(guesses: list[Guess]) -> dict[str, Any]:
                 "saved_95": interval(saved), "share_saved": float((saved > 0).mean()),
             }  # fmt: skip
     refs = [np.asarray(g.reaction.ts) for g in guesses]
-    found["rmsd_idpp"] = float(rmsds(list(zip([idpp_middle(g.reaction, 9) for g in guesses], refs, strict=True))).mean())
+    found["rmsd_idpp"] = float(
+        rmsds(list(zip([idpp_middle(g.reaction, 9) for g in guesses], refs, strict=True))).mean()
+    )
     return found
 
 
