@@ -102,7 +102,7 @@ SETTINGS = {
         "letters", {**SMALL, "populations": 4, "points": 700, "learning_rate": 2e-3, "space_scale": 0.2}, 8000, 50, 24
     ),
     "upright": Setting(
-        "upright-letters", {**SMALL, "populations": 4, "points": 400, "learning_rate": 2e-3}, 3000, 30, 24,
+        "upright-letters", {**SMALL, "populations": 4, "points": 400, "learning_rate": 2e-3}, 1500, 30, 24,
         {"blur": 1.0},
     ),
     "blood": Setting(
