@@ -86,8 +86,8 @@ def evaluate(path: Path, most: int, arm: dict[str, Any]) -> dict[str, Any]:
     refs = [np.asarray(r.ts) for r in test]
     at, seconds = dict(spent(path)["at"]), float(spent(path)["seconds"])
 
-    def of(solver: str, steps: int, trials: int = 1) -> dict[str, float]:
-        settings = {"sampler": {"solver": solver, "steps": steps, "trials": trials, "block_size": BLOCK}}
+    def of(solver: str, steps: int) -> dict[str, float]:
+        settings = {"sampler": {"solver": solver, "steps": steps, "trials": 1, "block_size": BLOCK}}
         sampler = model.sampler(None, settings)
         guesses = []
         for k in range(0, len(test), BLOCK):
@@ -100,8 +100,6 @@ def evaluate(path: Path, most: int, arm: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"reactions": len(test), "middle of R and P": measured([middle(r) for r in test], refs)}
     solvers = [("euler", 1), ("euler", 4), ("midpoint", 5)] if arm.get("times") != "start" else [("euler", 1)]
     found["last"] = {f"{solver}-{steps}": of(solver, steps) for solver, steps in solvers}
-    if arm.get("times") != "start":
-        found["last"]["midpoint-5, most central of 8"] = of("midpoint", 5, 8)
     curve = []
     for step in Run(path).checkpoints():
         if str(step) in at or step == model.step:
