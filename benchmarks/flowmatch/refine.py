@@ -102,21 +102,23 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     source, out = options.work / f"{options.name}-in.xyz", options.work / f"{options.name}-out.xyz"
     write_xyz(reactions, source)
-    if not out.exists():
+    made = not out.exists()
+    if made:
         settings = {"operation": {"solver": options.solver, "steps": options.steps}}
         model.apply("refine", source, out, overrides=settings)
     guesses = read_guesses(out)
     seen = known_reactants(model)
     new = [g for g in guesses if bare(g.reaction.group) not in seen]
     results = {
-        "run": {"step": model.step, "task": model.run.config()["task"], "cut": vars(options) | {"run": "", "work": ""}},
+        "run": {"trainer": model.run.config()["trainer"], "step": model.step if made else "that of an earlier call"},
+        "solver": [options.solver, options.steps],
         "all": told(guesses),
         "reactant not trained on": told(new) if new else None,
         "machine": machine(),
         "each": [{"name": g.reaction.name, "atoms": len(g.reaction), **g.info} for g in guesses],
     }
     path = HERE.parent / "results" / f"{options.name}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1, default=np.generic.item) + "\n", encoding="utf-8")
     print(json.dumps({k: results[k] for k in ("all", "reactant not trained on")}, indent=1))
 
 
