@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; less for few steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmarks" / "rdb7", help="where the runs lie")
     parser.add_argument("--name", default="flow-tsgen-rdb7", help="name of the result and the figure")
@@ -157,7 +158,7 @@ def main() -> None:
     results: dict[str, Any] = {"arms": {}}
     if out.exists():
         results = json.loads(out.read_text(encoding="utf-8"))
-    keep = ("max_atoms", "width", "layers", "batch", "threads")
+    keep = ("max_atoms", "width", "layers", "batch", "ema", "threads")
     results["settings"] = {name: getattr(arguments, name) for name in keep}
     for name in chosen:
         path = arguments.work / slug(name)
@@ -169,7 +170,7 @@ def main() -> None:
                 "width": arguments.width, "layers": arguments.layers, "batch_size": arguments.batch, **ARMS[name],
             },
             "fit": {
-                "threads": arguments.threads, "ema": 0.999, "log_every": 50, "accelerator": "cpu",
+                "threads": arguments.threads, "ema": arguments.ema, "log_every": 50, "accelerator": "cpu",
                 "validate_every": arguments.every, "checkpoint_every": arguments.every, "keep": 1000,
                 "max_steps": 1_000_000,
             },
