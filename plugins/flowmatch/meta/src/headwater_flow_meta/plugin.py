@@ -78,7 +78,7 @@ def headwater_methods() -> list[MethodEntry]:
                     summary="flow matching with the embedding (trainer.model = mfm), or a baseline without (fm, cgfm)",
                     trainer="headwater_flow_meta.trainer:FlowTrainer",
                     config="headwater_flow_meta.config:FlowConfig",
-                    defaults={"fit": {"max_steps": 4000, "validate_every": 1000, "ema": 0.995}},
+                    defaults={"fit": {"max_steps": 4000, "validate_every": 1000}},
                 ),
                 StageEntry(
                     name="icnn",
@@ -117,7 +117,7 @@ def headwater_methods() -> list[MethodEntry]:
                         "populations": 10, "points": 700, "hidden": 512, "layers": 4, "embedding_width": 64,
                         "embedding_layers": 3, "neighbours": 50, "learning_rate": 1e-4, "space_scale": 0.01,
                     },
-                    "fit": {"max_steps": 576_000, "ema": None},
+                    "fit": {"max_steps": 576_000},
                 },
                 "organoids-paper": {
                     "trainer": {
@@ -125,7 +125,6 @@ def headwater_methods() -> list[MethodEntry]:
                         "embedding_width": 128, "embedding_layers": 2, "neighbours": 100, "learning_rate": 1e-4,
                         "coupling": "independent", "space_scale": 0.01,
                     },
-                    "fit": {"ema": None},
                 },
             },
             tiny={
