@@ -53,8 +53,8 @@ def check(reaction: Reaction, where: str) -> Reaction:
         raise DataError(f"{where}: a reaction needs at least 2 atoms, and this has {n}")
     known = (reaction.numbers >= 1) & (reaction.numbers < len(chemical_symbols))
     if not known.all():
-        i = int(np.flatnonzero(~known)[0])
-        raise DataError(f"{where}: atom {i + 1} has the atomic number {reaction.numbers[i]}, which is no element")
+        odd = int(np.flatnonzero(~known)[0])
+        raise DataError(f"{where}: atom {odd + 1} has the atomic number {reaction.numbers[odd]}, which is no element")
     frames = (("reactant", reaction.reactant), ("transition state", reaction.ts), ("product", reaction.product))
     for role, x in frames:
         if x is None:
