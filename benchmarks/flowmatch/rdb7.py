@@ -1,23 +1,29 @@
-"""flow-tsgen on RDB7: learning curves and ablations on the split by reactant, a budget of time for each arm.
+"""flow-tsgen on RDB7: learning curves and ablations on the split by reactant.
 
     python benchmarks/flowmatch/rdb7.py --table rdb7_r_ts_p.npz --minutes 120 --arms midpoint
-    python benchmarks/flowmatch/rdb7.py --table rdb7_r_ts_p.npz --minutes 20            # all arms, the ablation
+    python benchmarks/flowmatch/rdb7.py --table rdb7_r_ts_p.npz --minutes 12            # the other arms too
 
-Training goes in slices, each a ``headwater train`` or ``resume``; stopped at any point, the same command goes on.
-After each slice the curve is drawn anew: ``benchmarks/results/flow-tsgen-rdb7.json`` and
-``docs/figures/flow-tsgen-rdb7.svg``. ``--minutes`` counts the seconds of the training loop, whatever the machine.
+``--minutes`` is processor time of each arm's training, reading and placing the data included; ``--until HH:MM`` ends
+it earlier. Stopped at any point, the same command goes on, and an arm that has had its minutes is only evaluated: on
+all test reactions, one guess each, at every kept checkpoint by one network call, at the last also by more, beside the
+midpoint. Arms are compared at equal steps. Writes ``benchmarks/results/flow-tsgen-rdb7.json`` and
+``docs/figures/flow-tsgen-rdb7.svg``.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import headwater
 import numpy as np
 import torch
-from headwater import seeding
+from budget import Budget, deadline
+from headwater import registry, seeding
 from headwater.run import Run
+from headwater.state import load_state
+from headwater.training import model_state
 from headwater_flow_tsgen.evaluation import middle, rmsds
 from headwater_flow_tsgen.geometry import distance_mae
 
@@ -32,60 +38,78 @@ ARMS: dict[str, dict[str, Any]] = {
     "noise, rotation OT": {**NOISE, "ot": "rotation"},
     "noise, no OT": dict(NOISE),
     "noise, no condition": {**NOISE, "ot": "rotation", "conditioned": False},
-    "noise, published (not centred)": {**NOISE, "centred": False},
 }
 """What each arm changes; the first is the default."""
+
+BLOCK = 64
 
 
 def slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
-def train_slice(path: Path, overrides: dict[str, Any], steps: int) -> Run:
-    """The first ``steps`` of a run, or so many more."""
-    if (path / "manifest.json").exists() and Run(path).latest() is not None:
-        run = Run(path)
-        return headwater.resume(path, max_steps=(run.latest() or 0) + steps)
-    tables = {**overrides, "fit": {**overrides["fit"], "max_steps": steps}}
-    return headwater.train("flow-tsgen", path, task="reactions", overrides=tables, force=True)
+def spent(path: Path) -> Mapping[str, Any]:
+    """The budget's notes of a run at its latest checkpoint."""
+    step = Run(path).latest() if (path / "manifest.json").exists() else None
+    if step is None:
+        return {"seconds": 0.0, "at": {}}
+    notes: Mapping[str, Any] = load_state(Run(path).checkpoint_path(step), "training")["hooks"]["benchmark-budget"]
+    return notes
 
 
-def seconds_of(path: Path) -> float:
-    lines = Run(path).metrics() if (path / "metrics.jsonl").exists() else []
-    return float(lines[-1]["seconds"]) if lines else 0.0
+def train(path: Path, overrides: dict[str, Any], budget: Budget) -> Run:
+    """Train within the budget, or go on with what a run has left of it."""
+    registry.register(budget, "benchmark-budget")
+    try:
+        if (path / "manifest.json").exists() and Run(path).latest() is not None:
+            return headwater.resume(path)
+        return headwater.train("flow-tsgen", path, task="reactions", overrides=overrides, force=True)
+    finally:
+        registry.unregister("benchmark-budget")
+
+
+def measured(structures: list[np.ndarray], refs: list[np.ndarray]) -> dict[str, float]:
+    """RMSD with and without mirror images, and the error of distances."""
+    pairs = list(zip(structures, refs, strict=True))
+    plain, mirrored = rmsds(pairs), rmsds(pairs, reflect=True)
+    distances = [float(distance_mae(*map(torch.tensor, (a, b)))) for a, b in pairs]
+    return {
+        "rmsd_mirror": float(mirrored.mean()), "rmsd_mirror_median": float(np.median(mirrored)),
+        "rmsd": float(plain.mean()), "rmsd_median": float(np.median(plain)), "d_mae": float(np.mean(distances)),
+    }  # fmt: skip
 
 
 def evaluate(path: Path, most: int, arm: dict[str, Any]) -> dict[str, Any]:
-    """One guess for each test reaction, by different numbers of network calls; the midpoint on the same ones."""
+    """The midpoint, the curve over the kept checkpoints, and different numbers of network calls at the last."""
     model = headwater.load(path, device="cpu")
     test = [r for r in model.task.parts()["test"] if r.ts is not None][:most]
     refs = [np.asarray(r.ts) for r in test]
-    found: dict[str, Any] = {"reactions": len(test)}
+    at, seconds = dict(spent(path)["at"]), float(spent(path)["seconds"])
 
-    def measured(structures: list[np.ndarray]) -> dict[str, float]:
-        pairs = list(zip(structures, refs, strict=True))
-        plain, mirrored = rmsds(pairs), rmsds(pairs, reflect=True)
-        distances = [float(distance_mae(*map(torch.tensor, (a, b)))) for a, b in pairs]
-        return {
-            "rmsd_mirror": float(mirrored.mean()), "rmsd_mirror_median": float(np.median(mirrored)),
-            "rmsd": float(plain.mean()), "rmsd_median": float(np.median(plain)), "d_mae": float(np.mean(distances)),
-        }  # fmt: skip
-
-    found["baseline"] = measured([middle(r) for r in test])
-    solvers = [("euler", 1), ("euler", 4), ("midpoint", 5)] if arm.get("times") != "start" else [("euler", 1)]
-    for solver, steps in solvers:
-        settings = {"sampler": {"solver": solver, "steps": steps, "trials": 1, "block_size": 64}}
+    def of(solver: str, steps: int) -> dict[str, float]:
+        settings = {"sampler": {"solver": solver, "steps": steps, "trials": 1, "block_size": BLOCK}}
         sampler = model.sampler(None, settings)
         guesses = []
-        for k in range(0, len(test), 64):
+        for k in range(0, len(test), BLOCK):
             with torch.no_grad():
-                guesses += sampler.guesses(test[k : k + 64], seeding.generator(0, k))
-        found[f"{solver}-{steps}"] = measured([guess.ts for guess in guesses])
-    return found
+                guesses += sampler.guesses(test[k : k + BLOCK], seeding.generator(0, k))
+        return measured([guess.ts for guess in guesses], refs)
+
+    # From noise one call cannot do: its answer is the mean over all that may come.
+    few = ("euler", 1) if "prior" not in arm else ("midpoint", 5)
+    found: dict[str, Any] = {"reactions": len(test), "middle of R and P": measured([middle(r) for r in test], refs)}
+    solvers = [("euler", 1), ("euler", 4), ("midpoint", 5)] if arm.get("times") != "start" else [("euler", 1)]
+    found["last"] = {f"{solver}-{steps}": of(solver, steps) for solver, steps in solvers}
+    curve = []
+    for step in Run(path).checkpoints():
+        if str(step) in at or step == model.step:
+            model.modules["network"].load_state_dict(model_state(Run(path), step)["ema"]["network"])
+            curve.append({"step": step, "cpu_seconds": at.get(str(step), seconds), **of(*few)})
+    return {"steps": model.step, "cpu_seconds": seconds, "curve_by": "-".join(map(str, few)), "curve": curve, **found}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Learning curves of all arms, over seconds and over steps."""
+    """Learning curves of all arms, over processor time and over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,14 +117,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for name, arm in results["arms"].items():
-        for axis, x in zip(axes, ("seconds", "step"), strict=True):
-            axis.plot([p[x] for p in arm["curve"]], [p["rmsd_mirror"] for p in arm["curve"]], label=name, marker=".")
-    base = next(iter(results["arms"].values()))["curve"]
-    if base:
-        for axis in axes:
-            axis.axhline(base[-1]["midpoint_rmsd_mirror"], color="grey", linestyle="--", label="midpoint of R and P")
-    axes[0].set(xlabel="seconds of training", ylabel="mean RMSD to the TS / Angstrom")
-    axes[1].set(xlabel="steps")
+        for axis, x, scale in zip(axes, ("cpu_seconds", "step"), (60.0, 1.0), strict=True):
+            points = [(p[x] / scale, p["rmsd_mirror"]) for p in arm["curve"]]
+            axis.plot(*zip(*points, strict=True), label=name, marker=".")
+    base = next(iter(results["arms"].values()))["middle of R and P"]["rmsd_mirror"]
+    for axis in axes:
+        axis.axhline(base, color="grey", linestyle="--", label="midpoint of R and P")
+    axes[0].set(xlabel="training, minutes of one processor", ylabel="mean RMSD to the TS / Å", xscale="log")
+    axes[1].set(xlabel="steps", xscale="log")
     axes[1].legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,14 +135,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, required=True, help="RDB7 as NPZ with the column split_grouped")
-    parser.add_argument("--minutes", type=float, default=20.0, help="training time of each arm")
+    parser.add_argument("--minutes", type=float, default=12.0, help="processor time of each arm")
+    parser.add_argument("--until", default=None, help="time of day, HH:MM, after which no arm trains")
     parser.add_argument("--arms", default="all", help=f"'all', or names joined by '+': {'; '.join(ARMS)}")
     parser.add_argument("--max-atoms", type=int, default=None, help="leave larger reactions out, of test too")
     parser.add_argument("--test", type=int, default=10_000, help="how many test reactions")
-    parser.add_argument("--slice", type=int, default=500, help="steps between two evaluations on the validation part")
+    parser.add_argument("--every", type=int, default=500, help="steps between two checkpoints of the curve")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; less for few steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmarks" / "rdb7", help="where the runs lie")
     parser.add_argument("--name", default="flow-tsgen-rdb7", help="name of the result and the figure")
@@ -127,14 +153,15 @@ def main() -> None:
     unknown = [name for name in chosen if name not in ARMS]
     if unknown:
         parser.error(f"no arm {unknown[0]!r}; there are: {'; '.join(ARMS)}")
+    until = deadline(arguments.until)
     out = ROOT / "benchmarks" / "results" / f"{arguments.name}.json"
     results: dict[str, Any] = {"arms": {}}
     if out.exists():
         results = json.loads(out.read_text(encoding="utf-8"))
-    keep = ("minutes", "max_atoms", "width", "layers", "batch", "threads")
+    keep = ("max_atoms", "width", "layers", "batch", "ema", "threads")
     results["settings"] = {name: getattr(arguments, name) for name in keep}
     for name in chosen:
-        path = arguments.work / f"{arguments.name}-{slug(name)}"
+        path = arguments.work / slug(name)
         task = {"path": str(arguments.table), "idpp": False, "energies": False}
         task |= {} if arguments.max_atoms is None else {"max_atoms": arguments.max_atoms}
         overrides = {
@@ -143,33 +170,22 @@ def main() -> None:
                 "width": arguments.width, "layers": arguments.layers, "batch_size": arguments.batch, **ARMS[name],
             },
             "fit": {
-                "threads": arguments.threads, "ema": 0.99, "log_every": 50, "accelerator": "cpu",
-                "validate_every": 0, "checkpoint_every": arguments.slice,
+                "threads": arguments.threads, "ema": arguments.ema, "log_every": 50, "accelerator": "cpu",
+                "validate_every": arguments.every, "checkpoint_every": arguments.every, "keep": 1000,
+                "max_steps": 1_000_000,
             },
         }  # fmt: skip
-        while seconds_of(path) < 60 * arguments.minutes:
-            run = train_slice(path, overrides, arguments.slice)
+        budget = Budget(arguments.minutes, until, arguments.every)
+        if float(spent(path)["seconds"]) < budget.seconds:
+            run = train(path, overrides, budget)
             if run.reason == "interrupted":
                 raise SystemExit(f"stopped; the same command goes on from step {run.latest()}")
-            curve = [
-                {"step": line["step"], "seconds": line["seconds"]}
-                | {k.removeprefix("valid/"): v for k, v in line.items() if k.startswith("valid/")}
-                for line in run.metrics()
-                if "valid/rmsd" in line
-            ]
-            results["arms"][name] = {**results["arms"].get(name, {}), "curve": curve}
-            _write(out, results)
-            draw(results, ROOT / "docs" / "figures" / f"{arguments.name}.svg")
-            print(f"{name}: step {run.latest()}, {curve[-1]}", flush=True)
-        results["arms"][name]["test"] = evaluate(path, arguments.test, ARMS[name])
-        _write(out, results)
-        print(name, json.dumps(results["arms"][name]["test"], indent=1), flush=True)
-    draw(results, ROOT / "docs" / "figures" / f"{arguments.name}.svg")
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        found = evaluate(path, arguments.test, ARMS[name])
+        results["arms"][name] = found
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps({k: v for k, v in found.items() if k != "curve"}, indent=1), flush=True)
+        draw(results, ROOT / "docs" / "figures" / f"{arguments.name}.svg")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ def test_pairs_of_csv_files(tmp_path):
         (lambda f: (f / "b.before.csv").write_text("x0,x1\n1,2\n"), r"has no b\.after\.csv beside it"),
         (lambda f: (f / "populations.csv").write_text("population,split\nz,train\n"), "names 'z'"),
         (lambda f: (f / "populations.csv").write_text("population,split\na,maybe\n"), "line 2: the split 'maybe'"),
+        (lambda f: (f / "populations.csv").write_bytes(b"population\xff\n"), "is no CSV file"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_with_the_place(spoil, message, tmp_path):

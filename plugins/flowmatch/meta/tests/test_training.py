@@ -1,3 +1,5 @@
+import copy
+
 import headwater
 import pytest
 import torch
@@ -157,6 +159,25 @@ def test_from_noise_the_source_is_embedded_and_not_moved():
     assert made.facts_found["base"] == "gaussian"
     with pytest.raises(UsageError, match="base is gaussian"):
         trainer(letters(), base="gaussian", coupling="ot")
+
+
+def test_validation_is_by_the_averaged_weights_and_from_noise_where_training_is(monkeypatch):
+    made = trainer(letters(), base="gaussian")
+    given = []
+
+    class Watched(Predictor):
+        def __init__(self, modules, *args, **settings):
+            given.append((modules, settings["base"]))
+            super().__init__(modules, *args, **settings)
+
+    monkeypatch.setattr("headwater_flow_meta.trainer.Predictor", Watched)
+    made.averages = {"field": copy.deepcopy(made.field)}
+    found = made.validate()
+    assert set(found) == {"w1", "w2", "mmd"}
+    ((modules, base),) = given
+    assert base == "gaussian"
+    assert modules["field"] is made.averages["field"]
+    assert modules["embedding"] is made.embedding
 
 
 def test_one_step_of_cellot_is_many_of_g_and_one_of_f_which_stays_convex():

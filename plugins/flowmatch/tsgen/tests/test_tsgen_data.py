@@ -122,6 +122,13 @@ def test_rdb7_tables(tmp_path):
         read(rdb7(tmp_path / "u.npz", z=None))
     with pytest.raises(DataError, match="natoms adds up to 8"):
         read(rdb7(tmp_path / "v.npz", pos=np.zeros((7, 3, 3))))
+    with pytest.raises(DataError, match=r"w\.npz, reaction .*: split_grouped is 3; 0 is train"):
+        read(rdb7(tmp_path / "w.npz", split_grouped=np.array([0, 3])))
+    with pytest.raises(DataError, match=r"x\.npz, reaction .*: atom 2 has the atomic number 119, which is no element"):
+        read(rdb7(tmp_path / "x.npz", z=np.array([1, 119, *[1] * 6])))
+    (tmp_path / "y.npz").write_bytes((tmp_path / "t.npz").read_bytes()[:300])
+    with pytest.raises(DataError, match=r"cannot read .*y\.npz as NPZ"):
+        read(tmp_path / "y.npz")
 
 
 def test_a_group_is_never_on_two_sides():

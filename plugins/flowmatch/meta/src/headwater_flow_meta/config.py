@@ -12,8 +12,11 @@ __all__ = ["CloudCondition", "CloudSamplerConfig", "EmbedConfig", "FlowConfig", 
 class BatchConfig(Config):
     """What a training step sees."""
 
-    populations: PositiveInt = Field(8, description="populations in a step")
-    points: PositiveInt = Field(256, ge=2, description="points drawn of each; a smaller population gives all it has")
+    populations: PositiveInt = Field(4, description="populations in a step")
+    points: PositiveInt = Field(
+        500, ge=2,
+        description="points drawn of each; a smaller population gives all it has. Few points make embeddings noisy",
+    )  # fmt: skip
 
 
 class FlowConfig(BatchConfig):
@@ -35,12 +38,14 @@ class FlowConfig(BatchConfig):
     schedule: Literal["joint", "alternate"] = Field(
         "joint", description="one optimiser for field and embedding, or the published one, in turn with a cache"
     )
-    hidden: PositiveInt = Field(256, description="width of the field")
-    layers: PositiveInt = Field(4, ge=2, description="hidden layers of the field; with skips one more")
+    hidden: PositiveInt = Field(128, description="width of the field")
+    layers: PositiveInt = Field(3, ge=2, description="hidden layers of the field; with skips one more")
     skips: bool = Field(False, description="residual hidden layers")
     time_features: PositiveInt = Field(128, ge=4, multiple_of=2, description="sinusoidal features of the time")
     space_features: PositiveInt = Field(128, description="random Fourier features of the position, two numbers each")
-    space_scale: PositiveFloat = Field(0.01, description="standard deviation of the random frequencies")
+    space_scale: PositiveFloat = Field(
+        0.1, description="standard deviation of the random frequencies (published: 0.01)"
+    )
     embedding_width: PositiveInt = Field(64, description="width of the population embedding")
     embedding_layers: PositiveInt = Field(3, description="graph convolutions of the population embedding")
     neighbours: NonNegativeInt = Field(20, description="nearest neighbours of each point; 0 takes points one by one")
@@ -48,7 +53,7 @@ class FlowConfig(BatchConfig):
         False,
         description="leave out the first ReLU, as the published code does on single populations with cell types",
     )
-    learning_rate: PositiveFloat = Field(5e-4, description="of Adam")
+    learning_rate: PositiveFloat = Field(2e-3, description="of Adam (published: 1e-4)")
 
     @model_validator(mode="after")
     def _fits(self) -> "FlowConfig":

@@ -115,7 +115,7 @@ def headwater_methods() -> list[MethodEntry]:
                 "letters-paper": {
                     "trainer": {
                         "populations": 10, "points": 700, "hidden": 512, "layers": 4, "embedding_width": 64,
-                        "embedding_layers": 3, "neighbours": 50, "learning_rate": 1e-4,
+                        "embedding_layers": 3, "neighbours": 50, "learning_rate": 1e-4, "space_scale": 0.01,
                     },
                     "fit": {"max_steps": 576_000},
                 },
@@ -123,7 +123,7 @@ def headwater_methods() -> list[MethodEntry]:
                     "trainer": {
                         "populations": 1, "points": 1024, "hidden": 512, "layers": 7, "skips": True,
                         "embedding_width": 128, "embedding_layers": 2, "neighbours": 100, "learning_rate": 1e-4,
-                        "coupling": "independent",
+                        "coupling": "independent", "space_scale": 0.01,
                     },
                 },
             },

@@ -100,11 +100,18 @@ class PopulationTrainer(Trainer):
         return order[: self.config.populations].tolist()
 
     def validate(self) -> dict[str, float]:
-        """Mean W1, W2 and MMD on at most ten populations of the validation split, 400 points of each."""
+        """Mean W1, W2 and MMD on at most ten populations of the validation split, 400 points of each.
+
+        By the averaged weights where there are any, as sampling does.
+        """
         populations = [p for p in self.task.populations("valid") if p.target is not None][:VALIDATED]
         if not populations or self.place.rank:
             return {}
-        predictor = Predictor(self.modules, self.facts_found, self.place.device, method="midpoint", steps=10)
+        facts = self.facts_found
+        predictor = Predictor(
+            {**self.modules, **self.averages}, facts, self.place.device, method="midpoint", steps=10,
+            base=facts.get("base", "source"),
+        )  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         found = []
         for population in populations:

@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 def build_network(config: TSGenConfig, species: int) -> nn.Module:
     """The untrained network of a config.
 
-    Around a midpoint velocities are small, so the read-out starts small too: the first guess is the midpoint.
+    Its read-out starts small: the published scale makes velocities tens of times those that are learned.
     """
     network: MolGen | TSGen
     if config.network == "molgen":
@@ -50,9 +50,8 @@ def build_network(config: TSGenConfig, species: int) -> nn.Module:
             species, config.width, config.pair_width, config.layers, config.heads, config.feed_forward,
             conditioned=config.conditioned,
         )  # fmt: skip
-    if config.prior == "midpoint":
-        with torch.no_grad():
-            network.out.mul_(0.01)
+    with torch.no_grad():
+        network.out.mul_(0.01)
     return network
 
 
@@ -191,17 +190,17 @@ class TSGenTrainer(Trainer):
         return self.potential.prepare(frames.species, frames.reactant, frames.product, frames.mask)
 
     def validate(self) -> dict[str, float]:
-        """One guess for each held-out reaction, and the midpoint of its ends: mean RMSD without and with reflection."""
+        """One guess for each held-out reaction, by the averaged weights where there are any; beside the midpoint."""
         if not self.held:
             return {}
-        config = self.config
+        config, network = self.config, self.averages.get("network", self.network)
         names = ("rmsd", "rmsd_mirror", "d_mae", "midpoint_rmsd_mirror")
         sums, count = dict.fromkeys(names, 0.0), 0
         for k, frames in enumerate(self.held):
             generator = seeding.generator(0, k)
             mask = None if frames.mask is None else frames.mask.cpu()
             drawn = noise(frames.start.shape, config.prior_scale, generator, centred=config.centred, mask=mask)
-            x = generate(self.network, frames, frames.start + drawn.to(frames.start))
+            x = generate(network, frames, frames.start + drawn.to(frames.start))
             middle = midpoint(frames.reactant, frames.product, frames.mask)
             measures = (
                 rmsd(x, frames.ts, frames.mask),

@@ -155,8 +155,11 @@ def _table(path: Path) -> dict[str, Row]:
     """What ``populations.csv`` says, if it is there."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as source:
-        rows = list(csv.DictReader(source))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as source:
+            rows = list(csv.DictReader(source))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file: {error}") from error
     if rows and "population" not in rows[0]:
         raise DataError(f"{path} has no column 'population'; it has {', '.join(rows[0])}")
     found = {}

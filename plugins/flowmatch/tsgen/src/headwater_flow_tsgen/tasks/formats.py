@@ -1,5 +1,7 @@
 """Reading and writing reactions: extended XYZ, folders, Transition1x HDF5, RDB7 tables, mapped reaction SMILES."""
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -300,7 +302,7 @@ def read_rdb7(path: Path, faults: Faults = None, split: str = "grouped") -> list
     try:
         with np.load(path, allow_pickle=False) as table:
             arrays = {name: table[name] for name in table.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"cannot read {path} as NPZ: {error}") from error
     missing = [name for name in ("natoms", "z", "pos") if name not in arrays]
     if missing:
@@ -323,6 +325,11 @@ def read_rdb7(path: Path, faults: Faults = None, split: str = "grouped") -> list
     if parts is None and any(name.startswith("split_") for name in arrays):
         known = ", ".join(sorted(name.removeprefix("split_") for name in arrays if name.startswith("split_")))
         raise DataError(f"{path} has no split {split!r}; it has {known}")
+    if parts is not None and not np.isin(parts, range(len(SPLITS))).all():
+        wrong = int(np.flatnonzero(~np.isin(parts, range(len(SPLITS))))[0])
+        raise DataError(
+            f"{path}, reaction {names[wrong]}: split_{split} is {parts[wrong]}; 0 is train, 1 is val, 2 is test"
+        )
     z, pos = arrays["z"].astype(np.int64), arrays["pos"].astype(np.float64)
     found: list[Reaction] = []
     for k in range(n):

@@ -45,11 +45,16 @@ def check(reaction: Reaction, where: str) -> Reaction:
     """Return ``reaction`` if a model can use it.
 
     Raises:
-        DataError: coordinates are missing or not finite, or atoms overlap; names ``where`` and the atoms.
+        DataError: an atom is of no element, coordinates are missing or not finite, or atoms overlap; names ``where``
+            and the atoms.
     """
     n = len(reaction.numbers)
     if n < 2:
         raise DataError(f"{where}: a reaction needs at least 2 atoms, and this has {n}")
+    known = (reaction.numbers >= 1) & (reaction.numbers < len(chemical_symbols))
+    if not known.all():
+        odd = int(np.flatnonzero(~known)[0])
+        raise DataError(f"{where}: atom {odd + 1} has the atomic number {reaction.numbers[odd]}, which is no element")
     frames = (("reactant", reaction.reactant), ("transition state", reaction.ts), ("product", reaction.product))
     for role, x in frames:
         if x is None:
