@@ -34,8 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
 NETWORK = {"target": "csp", "width": 128, "layers": 4, "frequencies": 16, "learning_rate": 1e-3}
 FIGURE = HERE.parents[1] / "plugins" / "bfn" / "crys" / "docs" / "figures" / "ablation.svg"
 DATA = ("perovskites", "perov-5", "prototypes")
-SLICE = 250
-TESTED = 200
+SLICE = 1000
+TESTED = 1000
 
 
 def settings(arm: str, n: int, seed: int, steps: int, batch_size: int, task: dict[str, Any]) -> dict[str, Any]:

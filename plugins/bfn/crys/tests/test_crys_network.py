@@ -6,7 +6,7 @@ import pytest
 import torch
 from headwater_bfn.vonmises import wrap
 from headwater_bfn_crys import messages
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.networks import CSPNet, time_embedding
 
 SIZES = [1, 2, 5, 5, 3]

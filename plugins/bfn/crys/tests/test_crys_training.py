@@ -11,7 +11,7 @@ from headwater_bfn.schedule import von_mises_schedule
 from headwater_bfn_crys.config import CrysConfig
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.flow import Inputs, Scale, accuracies, angles_of, batches, estimate, frac_of
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.objective import lattice_loss
 from headwater_bfn_crys.presets import ATOM_COUNTS, ELEMENTS, LATTICE_STD, PRESETS
 from headwater_bfn_crys.trainer import CrysTrainer, Data

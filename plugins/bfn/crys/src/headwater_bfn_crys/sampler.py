@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from headwater_bfn_crys.config import CrysSamplerConfig, CrystalCondition, FlowConfig
 from headwater_bfn_crys.crystals import Crystals, cell_parameters, wrap_unit
 from headwater_bfn_crys.flow import Inputs, Scale, batches, estimate, frac_of, inputs_of, parts
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.tasks.formula import parse_formula
 
 __all__ = ["CrysSampler", "draw_crystals"]
