@@ -2,10 +2,11 @@
 
 What an edge perceptron makes of the distance features is, axis by axis, a trigonometric polynomial
 f(d) = sum_k p_k cos(k d) + q_k sin(k d), k = 0..F-1, of the difference d of two coordinates, with values of H numbers.
-For many pairs it is cheaper to tabulate f than to multiply 6F features of every pair by a matrix: with the terms divided
-by the Fourier transform of a narrow kernel, a value is a sum of :data:`REACH` rows of a table of 4F points, weighted by
-that kernel (non-uniform Fourier transform with the kernel exp(beta (sqrt(1 - (2u/w)^2) - 1)) of Barnett, Magland and
-af Klinteberg, SIAM J. Sci. Comput. 41, C479, 2019). The error is below the rounding of d in single precision.
+For many pairs it is cheaper to tabulate f than to multiply 6F features of every pair by a matrix: with the terms
+divided by the Fourier transform of a narrow kernel, a value is a sum of :data:`REACH` rows of a table of 4F points,
+weighted by that kernel (a non-uniform Fourier transform with the kernel exp(beta (sqrt(1 - (2u/w)^2) - 1)) of Barnett,
+Magland and af Klinteberg, SIAM J. Sci. Comput. 41, C479, 2019). That is more exact than multiplying features in single
+precision: rounding d to it costs more.
 
 Every edge is then a weighted sum of rows: those of f on three axes, that of its first atom and that of its second.
 """
@@ -126,20 +127,26 @@ def terms_of(angles: Tensor, frequencies: int, layout: Layout) -> Exact | Tabula
     points = _points(frequencies)
     if angles.dtype != torch.float32 or layout.pairs < points:
         sine, cosine = layout.features(angles, frequencies)
-        rows = torch.stack([layout.pair_of_edge, i + (2 * layout.pairs + 1), j + (2 * layout.pairs + 1 + layout.atoms)], 1)
+        rows = torch.stack(
+            [layout.pair_of_edge, i + (2 * layout.pairs + 1), j + (2 * layout.pairs + 1 + layout.atoms)], 1
+        )
         count = 2 * (layout.pairs + layout.atoms) + 1
         return Exact(rows.int(), torch.ones(rows.shape, dtype=angles.dtype), count, cosine, sine)
     half = points // 2 + 1
-    # Double precision: points are counted in hundreds, and what single precision has left behind the point is not enough.
+    # In double precision: places reach hundreds of points, and what lies behind the point is what counts.
     place = (angles[j].double() - angles[i].double()) * (points / (2 * math.pi))
     first = (place - REACH / 2).ceil()
     reach = torch.arange(REACH)
     distance = (place - first).float().unsqueeze(-1) - reach
     weights = (((1 - (2 / REACH * distance).square()).clamp_min(0).sqrt() - 1) * _sharpness()).exp()
     point = (first.int().unsqueeze(-1) + reach.int()).remainder(points)
-    point = torch.where(point < half, point, (3 * half + points) - point) + half * torch.arange(3, dtype=torch.int32).view(3, 1)
+    point = torch.where(point < half, point, (3 * half + points) - point) + half * torch.arange(
+        3, dtype=torch.int32
+    ).view(3, 1)
     ones = torch.ones(len(i), 2)
-    rows = torch.cat([point.flatten(1), (i + 6 * half).int().unsqueeze(1), (j + (6 * half + layout.atoms)).int().unsqueeze(1)], 1)
+    rows = torch.cat(
+        [point.flatten(1), (i + 6 * half).int().unsqueeze(1), (j + (6 * half + layout.atoms)).int().unsqueeze(1)], 1
+    )
     return Tabulated(rows, torch.cat([weights.flatten(1), ones], 1), 6 * half + 2 * layout.atoms, frequencies)
 
 

@@ -5,6 +5,8 @@ as its inner products, so outputs follow translations, rotations and permutation
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from headwater_bfn_crys.layout import Layout
-from headwater_bfn_crys.lookup import Terms, terms_of
+from headwater_bfn_crys.lookup import Tabulated, Terms, terms_of
 from headwater_bfn_crys.messages import messages, messages_fused
 
 __all__ = ["CSPNet", "time_embedding"]
@@ -40,6 +42,19 @@ class Layer(nn.Module):
         self.edge_mlp = _perceptron(2 * width + 9 + 6 * frequencies, width)
         self.node_mlp = _perceptron(2 * width, width)
         self.layer_norm = nn.LayerNorm(width)
+        self.keep_table = False
+        self._table: Tensor | None = None
+
+    def forget(self, keep_table: bool) -> None:
+        """Forget the table of what distances contribute; from now on keep it from one call to the next, or do not."""
+        self.keep_table, self._table = keep_table, None
+
+    def _values(self, terms: Terms, even: Tensor, odd: Tensor) -> Tensor:
+        if not (self.keep_table and isinstance(terms, Tabulated)):
+            return terms.values(even, odd)
+        if self._table is None:
+            self._table = terms.values(even, odd)
+        return self._table
 
     def forward(
         self, h: Tensor, inner: Tensor, crystal_of: Tensor, pairs: Terms | tuple[Tensor, Tensor], layout: Layout
@@ -53,7 +68,7 @@ class Layer(nn.Module):
         a = linear(z, of_i)
         b = linear(z, of_j) + linear(inner, of_cell, first.bias).index_select(0, crystal_of)
         if isinstance(pairs, Terms):
-            received = messages_fused(layout, pairs, pairs.values(even, odd), a, b, second.weight, second.bias)
+            received = messages_fused(layout, pairs, self._values(pairs, even, odd), a, b, second.weight, second.bias)
         else:
             sine, cosine = pairs
             received = messages(layout, a, b, cosine, sine, even, odd, second.weight, second.bias)
@@ -86,6 +101,19 @@ class CSPNet(nn.Module):
         self.coord_out = nn.Linear(width, 3, bias=False)
         self.lattice_out = nn.Linear(width, 9, bias=False)
         self.type_out = nn.Linear(width, types)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """For many calls with the same weights, without gradients: what depends on weights alone is computed once."""
+        layers: list[Any] = [self.get_submodule(f"csp_layer_{k}") for k in range(self.layers)]
+        try:
+            for layer in layers:
+                layer.forget(keep_table=True)
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in layers:
+                layer.forget(keep_table=False)
 
     def forward(
         self, i: Tensor, types: Tensor, angles: Tensor, lattice: Tensor, log_accuracy: Tensor, layout: Layout
