@@ -1,4 +1,4 @@
-"""What `headwater train bfn-crys` gives with no further argument: its samples beside the training set. See ../README.md.
+"""What `headwater train bfn-crys` gives with no further argument: samples beside the training set. See ../README.md.
 
 For each seed the default run, 256 samples of it, the task's metrics, and quantiles of volume per atom and of density.
 Seeds that are finished are not run again, and a run that was stopped goes on where it was.

@@ -78,8 +78,11 @@ class TestFacts:
         assert {name: len(numbers) for name, numbers in ELEMENTS.items()} == {
             "mp-20": 89, "perov-5": 56, "carbon-24": 1, "mpts-52": 89,
         }  # fmt: skip
+        steps = {"mp-20": 530_000, "perov-5": 240_000, "carbon-24": 120_000, "mpts-52": 2_140_000}
         for name in PRESETS:
-            config = plan("bfn-crys", preset=name).config["trainer"]
+            made = plan("bfn-crys", preset=name).config
+            config = made["trainer"]
+            assert (made["fit"].max_steps, config.decay_steps) == (steps[name], steps[name])
             assert (config.width, config.layers, config.frequencies) == (512, 6, 128)
             assert (config.standardise, config.lattice_std) == ("scalar", LATTICE_STD[name])
 
