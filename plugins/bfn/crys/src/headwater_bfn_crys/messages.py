@@ -71,46 +71,55 @@ class _Messages(torch.autograd.Function):
         columns = _columns(width)
         tables = [torch.cat([values[:, some], a[:, some], b[:, some]]) for some in columns]
         keep = any(ctx.needs_input_grad)
+        edges = [weighted_sums(terms.rows, terms.weights, table) for table in tables] if keep else []
         kept: list[Tensor] = []
+        scratch = a.new_empty(max(chunk.edges.stop - chunk.edges.start for chunk in layout.chunks), width)
         for chunk in layout.chunks:
-            rows, weights = terms.rows[chunk.edges], terms.weights[chunk.edges]
-            hidden = a.new_empty(len(rows), width)
-            for some, table in zip(columns, tables, strict=True):
-                e = weighted_sums(rows, weights, table)
-                torch.ops.aten.silu.out(e, out=hidden[:, some])
+            hidden = scratch[: chunk.edges.stop - chunk.edges.start]
+            for k, some in enumerate(columns):
                 if keep:
-                    kept.append(e)
+                    e = edges[k][chunk.edges]
+                else:
+                    e = weighted_sums(terms.rows[chunk.edges], terms.weights[chunk.edges], tables[k])
+                torch.ops.aten.silu.out(e, out=hidden[:, some])
             pre = torch.addmm(bias, hidden, weight.t())
             m = silu(pre) if keep else silu(pre, inplace=True)
             torch.mean(m.view(-1, chunk.size, width), 1, out=out[chunk.atoms])
             if keep:
-                kept += [hidden, pre]
+                kept.append(pre)
         ctx.layout, ctx.terms, ctx.rows = layout, terms, len(values)
-        ctx.save_for_backward(weight, *kept)
+        ctx.save_for_backward(weight, *edges, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (g,) = gradients
-        layout, (weight, *kept) = ctx.layout, ctx.saved_tensors
-        width = g.shape[1]
+        layout, width = ctx.layout, g.shape[1]
         columns = _columns(width)
+        weight, *saved = ctx.saved_tensors
+        edges, kept = saved[: len(columns)], saved[len(columns) :]
         gweight, gbias = torch.zeros_like(weight), g.new_zeros(width)
-        of_edges = [g.new_empty(layout.edge_count, some.stop - some.start) for some in columns]
-        for k, chunk in enumerate(layout.chunks):
-            *es, hidden, pre = kept[k * (len(columns) + 2) : (k + 1) * (len(columns) + 2)]
+        # Fresh memory costs more than what is done with it. So gradients are written over what was kept for them, and
+        # what is cheap is computed again, in one place for all chunks.
+        scratch = torch.empty_like(max(kept, key=len))
+        for chunk, pre in zip(layout.chunks, kept, strict=True):
+            hidden = scratch[: len(pre)]
+            for some, all_edges in zip(columns, edges, strict=True):
+                torch.ops.aten.silu.out(all_edges[chunk.edges], out=hidden[:, some])
             given = (g[chunk.atoms] / chunk.size).unsqueeze(1).expand(-1, chunk.size, -1)
-            gpre = torch.ops.aten.silu_backward(given, pre.view(given.shape)).view(-1, width)
-            gbias += gpre.sum(0)
-            gweight.addmm_(gpre.t(), hidden)
-            ge = gpre @ weight
-            for some, e, part in zip(columns, es, of_edges, strict=True):
-                torch.ops.aten.silu_backward(ge[:, some], e, grad_input=part[chunk.edges])
+            grid = pre.view(given.shape)
+            torch.ops.aten.silu_backward(given, grid, grad_input=grid)
+            gbias += pre.sum(0)
+            gweight.addmm_(pre.t(), hidden)
+            torch.mm(pre, weight, out=hidden)
+            for some, all_edges in zip(columns, edges, strict=True):
+                e = all_edges[chunk.edges]
+                torch.ops.aten.silu_backward(hidden[:, some], e, grad_input=e)
         sizes = [ctx.rows, layout.atoms, layout.atoms]
-        edges, begins, weights = ctx.terms.transposed
+        of_row, begins, weights = ctx.terms.transposed
         found = [g.new_empty(rows, width) for rows in sizes]
-        for some, part in zip(columns, of_edges, strict=True):
-            sums = weighted_sums(edges, weights, part, begins)
+        for some, all_edges in zip(columns, edges, strict=True):
+            sums = weighted_sums(of_row, weights, all_edges, begins)
             for target, source in zip(found, sums.split(sizes), strict=True):
                 target[:, some] = source
         return None, None, *found, gweight, gbias
