@@ -123,31 +123,32 @@ class Tabulated(Terms):
 
 def terms_of(angles: Tensor, frequencies: int, layout: Layout) -> Exact | Tabulated:
     """The edges of a batch with coordinates ``angles`` (V, 3): by table if there are more pairs than points."""
-    i, j = layout.edges
     points = _points(frequencies)
     if angles.dtype != torch.float32 or layout.pairs < points:
         sine, cosine = layout.features(angles, frequencies)
-        rows = torch.stack(
-            [layout.pair_of_edge, i + (2 * layout.pairs + 1), j + (2 * layout.pairs + 1 + layout.atoms)], 1
-        )
-        count = 2 * (layout.pairs + layout.atoms) + 1
-        return Exact(rows.int(), torch.ones(rows.shape, dtype=angles.dtype), count, cosine, sine)
-    half = points // 2 + 1
+        of_f = layout.pair_of_edge.unsqueeze(1)
+        rows, count = _with_atoms(of_f, 2 * layout.pairs + 1, layout)
+        return Exact(rows, torch.ones(rows.shape, dtype=angles.dtype), count, cosine, sine)
+    i, j = layout.edges
     # In double precision: places reach hundreds of points, and what lies behind the point is what counts.
     place = (angles[j].double() - angles[i].double()) * (points / (2 * math.pi))
     first = (place - REACH / 2).ceil()
-    reach = torch.arange(REACH)
-    distance = (place - first).float().unsqueeze(-1) - reach
-    weights = (((1 - (2 / REACH * distance).square()).clamp_min(0).sqrt() - 1) * _sharpness()).exp()
-    point = (first.int().unsqueeze(-1) + reach.int()).remainder(points)
-    point = torch.where(point < half, point, (3 * half + points) - point) + half * torch.arange(
-        3, dtype=torch.int32
-    ).view(3, 1)
-    ones = torch.ones(len(i), 2)
-    rows = torch.cat(
-        [point.flatten(1), (i + 6 * half).int().unsqueeze(1), (j + (6 * half + layout.atoms)).int().unsqueeze(1)], 1
-    )
-    return Tabulated(rows, torch.cat([weights.flatten(1), ones], 1), 6 * half + 2 * layout.atoms, frequencies)
+    distance = (place - first).float().unsqueeze(-1) - torch.arange(REACH)
+    weights = ((1 - (2 / REACH * distance).square()).clamp_min(0).sqrt() - 1).mul(_sharpness()).exp()
+    # Points behind half a turn are those of -d, in the second half of the table.
+    point = (first.int().unsqueeze(-1) + torch.arange(REACH, dtype=torch.int32)).remainder(points)
+    half = points // 2 + 1
+    of_axis = half * torch.arange(3, dtype=torch.int32).view(3, 1)
+    point = torch.where(point < half, point, 3 * half + points - point) + of_axis
+    rows, count = _with_atoms(point.flatten(1), 6 * half, layout)
+    return Tabulated(rows, torch.cat([weights.flatten(1), torch.ones(len(rows), 2)], 1), count, frequencies)
+
+
+def _with_atoms(of_f: Tensor, count: int, layout: Layout) -> tuple[Tensor, int]:
+    """Behind the rows of f, of which there are ``count``, those of both atoms of each edge; and how many there are."""
+    i, j = layout.edges
+    rows = torch.cat([of_f.int(), (i + count).int().unsqueeze(1), (j + count + layout.atoms).int().unsqueeze(1)], 1)
+    return rows, count + 2 * layout.atoms
 
 
 def weighted_sums(rows: Tensor, weights: Tensor, table: Tensor, begins: Tensor | None = None) -> Tensor:
