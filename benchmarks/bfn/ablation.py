@@ -5,12 +5,12 @@ angle_tol 10, ltol 0.3) as the paper does. All arms share the network, the optim
 metric were fixed before the first run, and every run is reported.
 
 - perovskites: learns from 800 generated perovskites, predicts 200 of other compositions.
-- perov-5: learns from one CSV of Perov-5, predicts the first 200 crystals of another. `--perov-5 TRAIN.csv TEST.csv`
+- perov-5: learns from one CSV of Perov-5, predicts the first 1,000 crystals of another. `--perov-5 TRAIN.csv TEST.csv`
 - prototypes: the embedded default. 288 prototypes are too few to predict unseen ones from, so what is scored is the
   structures of the training compositions: how well the flow remembers.
 
 A run takes up where it was stopped, so the whole can be made in slices: `--minutes 30`, as often as needed. Finished
-runs are not made again. The figure and the JSON hold what is finished so far.
+runs are not made again. The figure and the JSON hold all runs in the folder that are finished so far.
 """
 
 import argparse
@@ -34,8 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
 NETWORK = {"target": "csp", "width": 128, "layers": 4, "frequencies": 16, "learning_rate": 1e-3}
 FIGURE = HERE.parents[1] / "plugins" / "bfn" / "crys" / "docs" / "figures" / "ablation.svg"
 DATA = ("perovskites", "perov-5", "prototypes")
-SLICE = 250
-TESTED = 200
+SLICE = 1000
+TESTED = 1000
 
 
 def settings(arm: str, n: int, seed: int, steps: int, batch_size: int, task: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +90,20 @@ def distance(predicted: Any, truth: Any) -> float | None:
     return None if found is None else float(found[0])
 
 
+def _setting(row: dict[str, Any]) -> tuple[str, int, int, int]:
+    """What the arms share: data, n, training steps, crystals in a batch."""
+    return row["data"], row["n"], row["steps"], row["batch_size"]
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """The finished runs in a folder, seed by seed."""
+    rows = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    order = list(ARMS)
+    return sorted(
+        rows, key=lambda row: (DATA.index(row["data"]), *_setting(row)[1:], row["seed"], order.index(row["arm"]))
+    )
+
+
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
     """Match rate of every run, and the means, by data set and n."""
     import matplotlib
@@ -98,17 +112,18 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    panels = list(dict.fromkeys((r["data"], r["n"]) for r in rows))
+    panels = list(dict.fromkeys(_setting(r) for r in rows))
     fig, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), constrained_layout=True, squeeze=False)
-    for axis, (data, n) in zip(axes[0], panels, strict=True):
+    for axis, setting in zip(axes[0], panels, strict=True):
+        data, n, steps, _ = setting
         for place, arm in enumerate(ARMS):
-            values = [r["match_rate"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm)]
+            values = [r["match_rate"] for r in rows if (_setting(r), r["arm"]) == (setting, arm)]
             axis.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.6)
             if values:
                 axis.plot([place - 0.25, place + 0.25], [mean(values)] * 2, color=f"C{place}", linewidth=2)
         axis.set_xticks(range(len(ARMS)), [arm.replace(", ", "\n") for arm in ARMS])
         axis.set_ylim(bottom=0)
-        axis.set_title(f"{data}, {n} network calls", fontsize=9, loc="left")
+        axis.set_title(f"{data}, {n} network calls, {steps:,} steps", fontsize=9, loc="left")
     axes[0][0].set_ylabel("match rate, one sample")
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path)
@@ -116,12 +131,14 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Match rate (mean and standard error) and RMSE (mean) of each arm."""
-    for data, n, arm in dict.fromkeys((r["data"], r["n"], r["arm"]) for r in rows):
-        values = [r["match_rate"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm)]
+    for (data, n, steps, batch), arm in dict.fromkeys((_setting(r), r["arm"]) for r in rows):
+        some = [r for r in rows if (_setting(r), r["arm"]) == ((data, n, steps, batch), arm)]
+        values = [r["match_rate"] for r in some]
         error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-        found = [r["rmse"] for r in rows if (r["data"], r["n"], r["arm"]) == (data, n, arm) and r["rmse"] is not None]
+        found = [r["rmse"] for r in some if r["rmse"] is not None]
         rmse = f"RMSE {mean(found):.3f}" if found else "no RMSE"
-        print(f"{data:12} n={n:<4} {arm:18} match {mean(values):.3f} +- {error:.3f}, {rmse}  ({len(values)} seeds)")
+        print(f"{data:12} n={n:<4} {steps}x{batch:<4} {arm:18} "
+              f"match {mean(values):.3f} +- {error:.3f}, {rmse}  ({len(values)} seeds)")  # fmt: skip
 
 
 def main() -> None:
@@ -148,7 +165,6 @@ def main() -> None:
         tasks["perov-5"] = ("crystals", given, "test")
     elif "perov-5" in options.data:
         parser.error("--perov-5 TRAIN.csv TEST.csv is needed, or --data perovskites prototypes")
-    rows = []
     # Seed by seed, so that every arm has as many runs when the time is over.
     for data in options.data:
         name, task, compositions = tasks[data]
@@ -165,11 +181,11 @@ def main() -> None:
                 row |= {"training_seconds": loss["seconds"], **score(path, compositions)}
                 scored.write_text(json.dumps(row) + "\n")
                 print(row, flush=True)
-            rows.append(json.loads(scored.read_text()))
+    rows = finished(options.runs)
     if not rows:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    about = {"network": NETWORK, "torch": torch.__version__, "tested": TESTED}
+    about = {"network": NETWORK, "torch": torch.__version__}
     options.out.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
     report(rows)
     figure(rows, options.figure)

@@ -23,7 +23,7 @@ from headwater.trainer import Place
 from headwater_bfn import vonmises
 from headwater_bfn.schedule import von_mises_schedule
 from headwater_bfn_crys.config import CrysConfig
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.networks import CSPNet
 from headwater_bfn_crys.sampler import draw_crystals
 from headwater_bfn_crys.trainer import CrysTrainer, Data

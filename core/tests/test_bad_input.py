@@ -9,6 +9,7 @@ import headwater
 import pytest
 from headwater.errors import HeadwaterError, RunError, UsageError
 from headwater.run import Run
+from toy import Numbers
 
 FIT = {"max_steps": 2, "accelerator": "cpu"}
 
@@ -196,5 +197,13 @@ def test_samples_of_the_wrong_form_cannot_be_evaluated(tmp_path):
     (tmp_path / "a.cif").write_text("1\n")
     with pytest.raises(HeadwaterError, match=r"a\.jsonl holds no numbers"):
         headwater.evaluate(task="toy-numbers", samples=tmp_path / "a.jsonl")
-    with pytest.raises(UsageError, match=r"a\.cif"):
+    with pytest.raises(UsageError, match=r"cannot read 'a\.cif': Numbers reads \.jsonl, a directory$"):
         headwater.evaluate(task="toy-numbers", samples=tmp_path / "a.cif")
+
+
+def test_samples_may_be_in_a_form_that_is_read_and_not_written(tmp_path, monkeypatch):
+    (tmp_path / "a.numbers").write_text("1\n")
+    with pytest.raises(UsageError, match="cannot read"):
+        headwater.evaluate(task="toy-numbers", samples=tmp_path / "a.numbers")
+    monkeypatch.setattr(Numbers, "readable", (".numbers",))
+    assert headwater.evaluate(task="toy-numbers", samples=tmp_path / "a.numbers")

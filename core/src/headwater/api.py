@@ -64,7 +64,7 @@ def evaluate(
     if not path.exists():
         raise DataError(f"{path} does not exist")
     made = task_of(task, overrides)
-    made.suffix_of(path)
+    made.check_readable(path)
     return dict(made.metrics(made.read(path)))
 
 

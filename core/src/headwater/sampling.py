@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import threading
-import types
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ from headwater import registry, seeding
 from headwater.config import merge, validate
 from headwater.errors import DataError, HeadwaterError, RunError, UsageError, near
 from headwater.hookspecs import SAMPLE_HOOKS
+from headwater.processes import hidden_main
 from headwater.progress import Progress
 from headwater.ranks import joined, together
 from headwater.resolve import Plan
@@ -502,7 +502,7 @@ def _in_workers(
     context = multiprocessing.get_context("spawn")
     arguments = (str(model.run.path.resolve()), str(model.place.device), job)
     done, made = total - len(missing), bar.start
-    with _hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with hidden_main(), ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         with _without_interrupts():
             waiting: set[Future[int]] = {pool.submit(_work, k, str(parts), suffix) for k in missing}
         try:
@@ -542,14 +542,3 @@ def _check_workers_know(model: Model, job: SampleJob) -> None:
     for owner in owners:
         if owner.distribution is None:
             raise UsageError(f"worker processes do not know plugin {owner}: use one worker, or install it as a package")
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep new processes from running the caller's script again: all that they need is in this module."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

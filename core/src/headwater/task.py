@@ -29,10 +29,11 @@ class Writer(ABC):
     """How samples are written, block by block, in the domain's own format.
 
     ``suffixes`` lists the file suffixes that can be written, the default first; ``""`` stands for a
-    directory.
+    directory. ``readable`` lists those that ``read`` takes besides.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+    readable: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def write(self, samples: Any, path: Path, start: int = 0) -> None:
@@ -68,8 +69,25 @@ class Writer(ABC):
             return max(fits, key=len)
         if "" in self.suffixes and not path.suffix:
             return ""
-        known = ", ".join(s or "a directory" for s in self.suffixes)
-        raise UsageError(f"cannot write {path.name!r}: {type(self).__name__} writes {known}")
+        raise UsageError(f"cannot write {path.name!r}: {type(self).__name__} writes {_listed(self.suffixes)}")
+
+    def check_readable(self, path: Path) -> None:
+        """Refuse what ``read`` will not take, by its name.
+
+        Raises:
+            UsageError: no suffix that can be written or read fits.
+        """
+        if path.name.lower().endswith(self.readable):
+            return
+        try:
+            self.suffix_of(path)
+        except UsageError:
+            known = _listed((*self.suffixes, *self.readable))
+            raise UsageError(f"cannot read {path.name!r}: {type(self).__name__} reads {known}") from None
+
+
+def _listed(suffixes: Sequence[str]) -> str:
+    return ", ".join(suffix or "a directory" for suffix in suffixes)
 
 
 class Task(Writer):

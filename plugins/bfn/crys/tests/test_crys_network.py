@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from headwater_bfn.vonmises import wrap
-from headwater_bfn_crys import messages
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
+from headwater_bfn_crys.lookup import Exact, Tabulated, Terms, terms_of, weighted_sums
+from headwater_bfn_crys.messages import messages, messages_fused
 from headwater_bfn_crys.networks import CSPNet, time_embedding
 
 SIZES = [1, 2, 5, 5, 3]
@@ -63,10 +64,8 @@ def gradients(net, outs, *others):
 
 
 @pytest.mark.parametrize("given_types", [False, True])
-@pytest.mark.parametrize("at_once", [1, 30, 10_000])
-@pytest.mark.parametrize("small", [0, 32])
-def test_the_network_and_its_gradients_equal_an_edge_list(given_types, at_once, small, monkeypatch):
-    monkeypatch.setattr(messages, "SMALL", small)
+@pytest.mark.parametrize("at_once", [1, 12, 10_000])
+def test_the_network_and_its_gradients_equal_an_edge_list(given_types, at_once):
     net, given = network(given_types), inputs(given_types=given_types)
     for place in (2, 3, 4):
         given[place].requires_grad_()
@@ -85,17 +84,86 @@ def test_plain_and_fused_messages_agree_with_and_without_gradient():
     def random(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
 
-    v, p, f = layout.atoms, layout.pairs, 3 * FREQUENCIES
-    given = [random(v, WIDTH), random(v, WIDTH), random(p, f).detach(), random(p, f).detach(),
-             random(WIDTH, f), random(WIDTH, f), random(WIDTH, WIDTH), random(WIDTH)]  # fmt: skip
-    plain, fused = messages.messages(layout, *given), messages.messages_fused(layout, *given)
-    torch.testing.assert_close(fused, plain)
-    leaves = [t for t in given if t.requires_grad]
-    weights = torch.randn(v, WIDTH, generator=g, dtype=torch.float64)
-    for a, b in zip(*(torch.autograd.grad((out * weights).sum(), leaves) for out in (plain, fused)), strict=True):
-        torch.testing.assert_close(a, b)
+    v, f, width = layout.atoms, 3 * FREQUENCIES, 200  # in two parts of columns
+    a, b, weight, bias = random(v, width), random(v, width), random(width, width), random(width)
+    even, odd = random(width, f), random(width, f)
+    terms = terms_of(random(v, 3).detach(), FREQUENCIES, layout)
+    assert isinstance(terms, Exact)
+
+    def fused():
+        return messages_fused(layout, terms, terms.values(even, odd), a, b, weight, bias)
+
+    plain = messages(layout, a, b, terms.cosine, terms.sine, even, odd, weight, bias)
+    torch.testing.assert_close(fused(), plain)
+    leaves, weights = [a, b, even, odd, weight, bias], torch.randn(v, width, generator=g, dtype=torch.float64)
+    for x, y in zip(*(torch.autograd.grad((out * weights).sum(), leaves) for out in (plain, fused())), strict=True):
+        torch.testing.assert_close(x, y)
     with torch.no_grad():
-        torch.testing.assert_close(messages.messages_fused(layout, *given), plain)
+        torch.testing.assert_close(fused(), plain)
+
+
+@pytest.mark.parametrize("frequencies", [1, 3, 16, 128])
+def test_a_looked_up_edge_is_the_sum_of_its_cosines_and_sines(frequencies):
+    layout, g = Layout([2, *[8] * 20]), torch.Generator().manual_seed(frequencies)
+    angles = (2 * torch.rand(layout.atoms, 3, generator=g) - 1) * math.pi
+    angles[:2] = torch.tensor([[-math.pi], [math.pi]])  # where the table wraps around
+    terms = terms_of(angles, frequencies, layout)
+    assert isinstance(terms, Tabulated)
+    even, odd = torch.randn(2, 6, 3 * frequencies, generator=g) / frequencies**0.5
+    a, b = torch.randn(2, layout.atoms, 6, generator=g)
+    found = weighted_sums(terms.rows, terms.weights, torch.cat([terms.values(even, odd), a, b]))
+    i, j = layout.edges
+    d = (angles[j].double() - angles[i].double()).unsqueeze(-1)
+    phase = (d * torch.arange(frequencies)).flatten(1)
+    expected = phase.cos() @ even.double().T + phase.sin() @ odd.double().T + a[i] + b[j]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    # The other way round: what a row gets is what its edges give.
+    edges, begins, weights = terms.transposed
+    given = torch.randn(layout.edge_count, 6, generator=g)
+    matrix = torch.zeros(layout.edge_count, terms.count).scatter_add_(1, terms.rows.long(), terms.weights)
+    torch.testing.assert_close(weighted_sums(edges, weights, given, begins), matrix.T @ given, rtol=1e-4, atol=1e-5)
+
+
+def test_more_rows_than_16_bits_number():
+    terms = Terms(
+        torch.tensor([[70_000, 1], [4464, 70_000]], dtype=torch.int32), torch.tensor([[1.0, 2], [3, 4]]), 70_001
+    )
+    edges, begins, weights = terms.transposed
+    sums = weighted_sums(edges, weights, torch.tensor([[1.0], [10.0]]), begins)
+    assert sums[[1, 4464, 70_000]].flatten().tolist() == [2, 30, 41]
+    assert float(sums.sum()) == 73
+
+
+@pytest.mark.parametrize("given_types", [False, True])
+def test_single_precision_looks_up_and_equals_double_precision(given_types):
+    net, given = network(given_types), inputs(given_types=given_types)
+    single, rounded = network(given_types).float(), [t.float() if t.dtype == torch.float64 else t for t in given]
+    given = [t.double() if t.dtype == torch.float32 else t for t in rounded]
+    assert isinstance(terms_of(rounded[2], FREQUENCIES, Layout(SIZES)), Tabulated)
+    found, expected = single(*rounded, Layout(SIZES)), net(*given, Layout(SIZES))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5)
+    for a, b in zip(gradients(single, found), gradients(net, expected), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+def test_unchanged_weights_are_tabulated_once_and_changed_ones_anew():
+    net, given = network().float(), [t.float() if t.dtype == torch.float64 else t for t in inputs()]
+    layout = Layout(SIZES)
+    with net.unchanged():
+        net(*given, layout)
+        kept = net(*given, layout)
+    for a, b in zip(kept, net(*given, layout), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        assert not a.requires_grad
+        assert b.requires_grad
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.5)
+    with net.unchanged():
+        changed = net(*given, layout)
+    torch.testing.assert_close(changed[1], net(*given, layout)[1], rtol=0, atol=0)
+    assert float((changed[1] - kept[1]).abs().max()) > 1e-3
 
 
 def test_translated_crystals_get_translated_estimates():

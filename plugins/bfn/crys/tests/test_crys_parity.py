@@ -11,7 +11,7 @@ from headwater_bfn_crys import flow, objective
 from headwater_bfn_crys.config import FlowConfig
 from headwater_bfn_crys.convert import from_official
 from headwater_bfn_crys.crystals import cell_matrix, cell_parameters
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.networks import time_embedding
 from headwater_bfn_crys.trainer import Data
 

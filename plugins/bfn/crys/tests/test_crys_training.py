@@ -11,7 +11,7 @@ from headwater_bfn.schedule import von_mises_schedule
 from headwater_bfn_crys.config import CrysConfig
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.flow import Inputs, Scale, accuracies, angles_of, batches, estimate, frac_of
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.objective import lattice_loss
 from headwater_bfn_crys.presets import ATOM_COUNTS, ELEMENTS, LATTICE_STD, PRESETS
 from headwater_bfn_crys.trainer import CrysTrainer, Data
@@ -78,8 +78,11 @@ class TestFacts:
         assert {name: len(numbers) for name, numbers in ELEMENTS.items()} == {
             "mp-20": 89, "perov-5": 56, "carbon-24": 1, "mpts-52": 89,
         }  # fmt: skip
+        steps = {"mp-20": 530_000, "perov-5": 240_000, "carbon-24": 120_000, "mpts-52": 2_140_000}
         for name in PRESETS:
-            config = plan("bfn-crys", preset=name).config["trainer"]
+            made = plan("bfn-crys", preset=name).config
+            config = made["trainer"]
+            assert (made["fit"].max_steps, config.decay_steps) == (steps[name], steps[name])
             assert (config.width, config.layers, config.frequencies) == (512, 6, 128)
             assert (config.standardise, config.lattice_std) == ("scalar", LATTICE_STD[name])
 

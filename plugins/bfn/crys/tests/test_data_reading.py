@@ -12,7 +12,8 @@ from headwater import DataError
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.tasks.config import CrystalsConfig
 from headwater_bfn_crys.tasks.embedded import aflow_prototypes
-from headwater_bfn_crys.tasks.reading import cached, read_file, unique_ids
+from headwater_bfn_crys.tasks.pool import Failure
+from headwater_bfn_crys.tasks.reading import cached, items_of, parse, read_file, unique_ids
 from headwater_bfn_crys.tasks.task import UserCrystals
 from headwater_bfn_crys.tasks.writing import CrystalWriter, cif_text
 
@@ -116,6 +117,13 @@ def test_other_files_say_which_crystal_is_bad(tmp_path):
         assert said in line
 
 
+@pytest.mark.parametrize("head", ["-3", "2.0", "two"])
+def test_a_frame_that_says_no_number_of_atoms_ends_the_file(tmp_path, head):
+    (tmp_path / "a.extxyz").write_text(f"{head}\nfree\nC 0 0 0\n")
+    (bad,) = read_file(tmp_path / "a.extxyz").bad
+    assert bad.reason == f"line 1 must be a number of atoms, and is '{head}'"
+
+
 def same(a: Crystals, b: Crystals, atol=1e-6):
     assert a.num_atoms.tolist() == b.num_atoms.tolist()
     assert a.numbers.tolist() == b.numbers.tolist()
@@ -202,6 +210,21 @@ def test_a_cache_is_used_while_the_content_is_the_same_and_may_be_damaged_or_mov
     same(cached(moved / "mine.csv", moved / "cache", **options).crystals, first.crystals)
     table(moved / "mine.csv", [cif(), cif()])
     assert len(cached(moved / "mine.csv", moved / "cache", **options).crystals) == 2
+
+
+def test_a_crystal_that_ran_out_of_time_is_tried_again_and_not_kept_as_bad(tmp_path, monkeypatch):
+    from headwater_bfn_crys.tasks import reading
+
+    path = table(tmp_path / "mine.csv", [cif(), cif()])
+    options = {"reduce": True, "processes": 1, "limit": 60.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "ALONE", 1)
+        found = [parse(item, reduce=True) for item in items_of(path)]
+        late = [found[0], Failure("took more than 60 s", stuck=True)]
+        patch.setattr(reading.Pool, "each", lambda *a, **k: late)
+        parsed = cached(path, tmp_path / "cache", **options)
+        assert [str(bad) for bad in parsed.bad] == [f"{path} row 2 (m-2): took more than 60 s"]
+    assert len(cached(path, tmp_path / "cache", **options).crystals) == 2
 
 
 def test_the_cache_lies_beside_the_files_unless_the_settings_say_otherwise(tmp_path):

@@ -109,3 +109,7 @@ def test_a_bad_sample_and_an_unknown_suffix_are_named(tmp_path):
         WRITER.read(tmp_path / "a")
     with pytest.raises(UsageError, match=r"\.cif, \.extxyz"):
         WRITER.suffix_of(tmp_path / "a.docx")
+    with pytest.raises(UsageError, match=r"cannot read 'a\.docx'.*a directory, \.json, \.json\.gz, \.xyz, \.vasp"):
+        WRITER.check_readable(tmp_path / "a.docx")
+    for name in ("a.json.gz", "a.vasp", "POSCAR", "a.cif"):
+        WRITER.check_readable(tmp_path / name)

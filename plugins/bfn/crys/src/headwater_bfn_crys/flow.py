@@ -18,7 +18,7 @@ from headwater_bfn.schedule import von_mises_schedule
 from torch import Tensor, nn
 
 from headwater_bfn_crys.config import FlowConfig
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.objective import interval_sigma1
 
 __all__ = [

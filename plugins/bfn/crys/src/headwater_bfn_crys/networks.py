@@ -5,13 +5,18 @@ as its inner products, so outputs follow translations, rotations and permutation
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from headwater_bfn_crys.messages import Layout, messages, messages_fused
+from headwater_bfn_crys.layout import Layout
+from headwater_bfn_crys.lookup import Tabulated, Terms, terms_of
+from headwater_bfn_crys.messages import messages, messages_fused
 
 __all__ = ["CSPNet", "time_embedding"]
 
@@ -33,22 +38,40 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, frequencies: int) -> None:
         super().__init__()
+        self.frequencies = frequencies
         self.edge_mlp = _perceptron(2 * width + 9 + 6 * frequencies, width)
         self.node_mlp = _perceptron(2 * width, width)
         self.layer_norm = nn.LayerNorm(width)
+        self.keep_table = False
+        self._table: Tensor | None = None
+
+    def forget(self, keep_table: bool) -> None:
+        """Forget the table of what distances contribute; from now on keep it from one call to the next, or do not."""
+        self.keep_table, self._table = keep_table, None
+
+    def _values(self, terms: Terms, even: Tensor, odd: Tensor) -> Tensor:
+        if not (self.keep_table and isinstance(terms, Tabulated)):
+            return terms.values(even, odd)
+        if self._table is None:
+            self._table = terms.values(even, odd)
+        return self._table
 
     def forward(
-        self, h: Tensor, inner: Tensor, crystal_of: Tensor, cosine: Tensor, sine: Tensor, layout: Layout, fused: bool
+        self, h: Tensor, inner: Tensor, crystal_of: Tensor, pairs: Terms | tuple[Tensor, Tensor], layout: Layout
     ) -> Tensor:
+        """New states of the atoms (V, H); ``pairs`` are :class:`Terms`, or sines and cosines of the differences."""
         z = self.layer_norm(h)
         first: Any = self.edge_mlp[0]
         second: Any = self.edge_mlp[2]
-        half = sine.shape[1]
+        half = 3 * self.frequencies
         of_i, of_j, of_cell, odd, even = first.weight.split([z.shape[1], z.shape[1], 9, half, half], 1)
         a = linear(z, of_i)
-        b = linear(z, of_j) + linear(inner, of_cell, first.bias)[crystal_of]
-        compute = messages_fused if fused else messages
-        received = compute(layout, a, b, cosine, sine, even, odd, second.weight, second.bias)
+        b = linear(z, of_j) + linear(inner, of_cell, first.bias).index_select(0, crystal_of)
+        if isinstance(pairs, Terms):
+            received = messages_fused(layout, pairs, self._values(pairs, even, odd), a, b, second.weight, second.bias)
+        else:
+            sine, cosine = pairs
+            received = messages(layout, a, b, cosine, sine, even, odd, second.weight, second.bias)
         return h + self.node_mlp(torch.cat([z, received], 1))
 
 
@@ -79,6 +102,19 @@ class CSPNet(nn.Module):
         self.lattice_out = nn.Linear(width, 9, bias=False)
         self.type_out = nn.Linear(width, types)
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """For many calls with the same weights, without gradients: what depends on weights alone is computed once."""
+        layers: list[Any] = [self.get_submodule(f"csp_layer_{k}") for k in range(self.layers)]
+        try:
+            for layer in layers:
+                layer.forget(keep_table=True)
+            with torch.no_grad():
+                yield
+        finally:
+            for layer in layers:
+                layer.forget(keep_table=False)
+
     def forward(
         self, i: Tensor, types: Tensor, angles: Tensor, lattice: Tensor, log_accuracy: Tensor, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,18 +136,11 @@ class CSPNet(nn.Module):
         time = time_embedding(i, self.time_width).to(embedded.dtype)[crystal_of]
         h = self.atom_latent_emb(torch.cat([embedded, time, log_accuracy], 1))
         with torch.no_grad():
-            sine, cosine = self.distances(angles, layout)
+            features = partial(terms_of, layout=layout) if fused else layout.features
+            pairs = features(angles, self.frequencies)
         inner = (lattice @ lattice.transpose(1, 2)).flatten(1)
         for k in range(self.layers):
-            h = self.get_submodule(f"csp_layer_{k}")(h, inner, crystal_of, cosine, sine, layout, fused)
+            h = self.get_submodule(f"csp_layer_{k}")(h, inner, crystal_of, pairs, layout)
         h = self.final_layer_norm(h)
         mixed = self.lattice_out(layout.mean_over_atoms(h)).view(-1, 3, 3) @ lattice
         return mixed, self.coord_out(h), self.type_out(h)
-
-    def distances(self, angles: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """sin and cos of k d for the unordered pairs, each (P, 3 frequencies), axis by axis; d is wrapped."""
-        d = layout.differences(angles)
-        d = d - 2 * math.pi * (d / (2 * math.pi)).round()
-        k = torch.arange(self.frequencies, device=d.device, dtype=d.dtype)
-        phase = (d.unsqueeze(-1) * k).flatten(1)
-        return phase.sin(), phase.cos()

@@ -1,5 +1,6 @@
 """The published configurations of four data sets; plain numbers, so that importing them is free."""
 
+import math
 from typing import Any
 
 __all__ = ["ATOM_COUNTS", "ELEMENTS", "LATTICE_STD", "PRESETS", "dataset_trainer"]
@@ -34,6 +35,8 @@ ATOM_COUNTS: dict[str, list[int]] = {
 _NETWORK = {"width": 512, "layers": 6, "frequencies": 128, "time_width": 128}
 _STEPS = {"mp-20": 1000, "perov-5": 1000, "carbon-24": 1000, "mpts-52": 200}
 _BATCH = {"mp-20": 256, "perov-5": 1024, "carbon-24": 512, "mpts-52": 128}
+_TRAINING_SET = {"mp-20": 27136, "perov-5": 11356, "carbon-24": 6091, "mpts-52": 27380}
+_EPOCHS = {"mp-20": 5000, "perov-5": 20000, "carbon-24": 10000, "mpts-52": 10000}
 _BETA_TYPES = {"mp-20": 0.5, "perov-5": 3.0, "carbon-24": 0.5, "mpts-52": 0.5}
 
 
@@ -46,10 +49,12 @@ def dataset_trainer(name: str) -> dict[str, Any]:
 def _preset(name: str) -> dict[str, dict[str, Any]]:
     trainer = {**_NETWORK, **dataset_trainer(name), "steps": _STEPS[name], "batch_size": _BATCH[name]}
     trainer |= {"beta1_types": _BETA_TYPES[name], "beta1_coordinates": 1000.0, "sigma1_lattice": 0.0316228}
+    # As many steps as the published epochs have at most; the rate falls over all of them.
+    trainer["decay_steps"] = steps = _EPOCHS[name] * math.ceil(_TRAINING_SET[name] / _BATCH[name])
     return {
         "task": {"published": name},
         "trainer": trainer,
-        "fit": {"ema": 0.995, "checkpoint_every": 2000, "validate_every": 2000},
+        "fit": {"ema": 0.995, "max_steps": steps, "checkpoint_every": 2000, "validate_every": 2000},
     }
 
 

@@ -1,6 +1,7 @@
 """Crystals from a trained network, in n calls of it."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.nn.functional import one_hot
 from headwater_bfn_crys.config import CrysSamplerConfig, CrystalCondition, FlowConfig
 from headwater_bfn_crys.crystals import Crystals, cell_parameters, wrap_unit
 from headwater_bfn_crys.flow import Inputs, Scale, batches, estimate, frac_of, inputs_of, parts
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
+from headwater_bfn_crys.networks import CSPNet
 from headwater_bfn_crys.tasks.formula import parse_formula
 
 __all__ = ["CrysSampler", "draw_crystals"]
@@ -73,7 +75,8 @@ def draw_crystals(
         "coordinates": torch.empty(v, 3, device=device),
         "types": torch.empty(v, n_types, device=device),
     }
-    made = dict(sample(predict, parts(config, angles, bank), like, config.steps, method, generator))
+    with network.unchanged() if isinstance(network, CSPNet) else nullcontext():
+        made = dict(sample(predict, parts(config, angles, bank), like, config.steps, method, generator))
     if config.coordinates == "interval":
         made["coordinates"] = made["coordinates"] * torch.pi
     return made

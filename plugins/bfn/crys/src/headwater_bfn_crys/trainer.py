@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from headwater_bfn_crys.config import CrysConfig, FlowConfig
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.flow import Inputs, Scale, accuracies, angles_of, beliefs, estimate
-from headwater_bfn_crys.messages import Layout
+from headwater_bfn_crys.layout import Layout
 from headwater_bfn_crys.networks import CSPNet
 from headwater_bfn_crys.objective import coordinate_loss, interval_loss, lattice_loss, mean_weight, type_loss
 

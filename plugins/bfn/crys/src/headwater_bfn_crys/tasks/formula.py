@@ -6,7 +6,11 @@ from headwater import UsageError
 __all__ = ["parse_formula"]
 
 
-def parse_formula(text: str, max_atoms: int | None = None) -> np.ndarray:
+MOST_ATOMS = 1000
+"""Atoms of one cell that may be asked for."""
+
+
+def parse_formula(text: str) -> np.ndarray:
     """The atoms of a cell with this content, as atomic numbers in ascending order, int64 of shape (N,).
 
     The formula is taken as it stands: ``"SrTiO3"`` has 5 atoms, ``"Sr2Ti2O6"`` 10, ``"Ca3(PO4)2"`` 13.
@@ -28,7 +32,7 @@ def parse_formula(text: str, max_atoms: int | None = None) -> np.ndarray:
         raise UsageError(f"{text!r} is no chemical formula; write one such as SrTiO3")
     if any(amount != int(amount) for amount in amounts.values()):
         raise UsageError(f"{text!r} has a fraction of an atom; multiply it out to whole atoms of one cell")
-    numbers = np.repeat(list(amounts), [int(n) for n in amounts.values()]).astype(np.int64)
-    if max_atoms is not None and len(numbers) > max_atoms:
-        raise UsageError(f"{text!r} has {len(numbers)} atoms; at most {max_atoms} are possible here")
-    return np.sort(numbers)
+    total = int(sum(amounts.values()))
+    if total > MOST_ATOMS:
+        raise UsageError(f"{text!r} has {total} atoms; a cell of at most {MOST_ATOMS} can be asked for")
+    return np.sort(np.repeat(list(amounts), [int(n) for n in amounts.values()]).astype(np.int64))

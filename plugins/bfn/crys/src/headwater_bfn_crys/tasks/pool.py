@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import sys
 import time
-import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from headwater import HeadwaterError
+from headwater.processes import hidden_main
 from headwater.progress import Progress
 
 __all__ = ["Failure", "Pool"]
@@ -110,7 +110,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
-        with _hidden_main():
+        with hidden_main():
             self.process.start()
         other.close()
         self.item = -1
@@ -193,14 +193,3 @@ def _nothing(reason: str, item: Any) -> Failure:
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keep new processes from running the caller's script again: all that they need is in modules."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

@@ -21,7 +21,8 @@ import numpy as np
 from headwater import DataError
 
 from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters
-from headwater_bfn_crys.tasks.pool import Pool
+from headwater_bfn_crys.tasks.pool import Failure, Pool
+from headwater_bfn_crys.tasks.validity import SMALLEST_VOLUME
 
 __all__ = [
     "BLOCK_CODE",
@@ -51,9 +52,6 @@ VERSION = 1
 
 ALONE = 500
 """Up to so many crystals are parsed in this process: starting others takes longer."""
-
-SMALLEST_VOLUME = 0.1
-"""Cubic angstrom; the same bound by which a generated crystal counts as invalid."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +210,10 @@ def _extxyz(path: Path) -> Iterator[Item | Bad]:
             continue
         i += 1
         where = f"{path} frame {i}"
-        try:
-            count = int(lines[at])
-        except ValueError:
+        if not lines[at].strip().isdecimal():
             yield Bad(where, f"line {at + 1} must be a number of atoms, and is {lines[at].strip()[:40]!r}")
             return
+        count = int(lines[at])
         frame = lines[at : at + count + 2]
         if len(frame) < count + 2:
             yield Bad(where, f"ends before its {count} atoms do")
@@ -397,11 +394,15 @@ def _niggli(frac: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @dataclass(frozen=True)
 class Parsed:
-    """A data set: its crystals, where each of them stands, and the bad ones."""
+    """A data set: its crystals, where each of them stands, and the bad ones.
+
+    ``settled`` is false if another try may give more: a crystal ran out of time, or its process ended.
+    """
 
     crystals: Crystals
     where: tuple[str, ...]
     bad: list[Bad]
+    settled: bool = True
 
 
 def read_file(
@@ -432,7 +433,8 @@ def read_file(
             names.append(outcome.ids[0] if outcome.ids else str(i))
         else:
             bad.append(outcome if isinstance(outcome, Bad) else Bad(one.where, outcome.reason))
-    return Parsed(Crystals.concatenate(good).named(names), tuple(where), bad)
+    settled = not any(isinstance(one, Failure) for one in parsed)
+    return Parsed(Crystals.concatenate(good).named(names), tuple(where), bad, settled)
 
 
 def _parse_shared(options: tuple[bool, bool], item: Item) -> Crystals | Bad:
@@ -452,7 +454,8 @@ def unique_ids(ids: Sequence[str]) -> tuple[str, ...]:
 def cached(path: Path, cache: Path | None, *, reduce: bool, processes: int | None, limit: float) -> Parsed:
     """As :func:`read_file`, out of the folder ``cache`` if the same content was parsed before.
 
-    A cache that is damaged, of another version, or in a folder that cannot be written counts as none.
+    A cache that is damaged, of another version, or in a folder that cannot be written counts as none. What was not
+    settled is not kept.
     """
     if cache is None or not path.exists():
         return read_file(path, reduce=reduce, processes=processes, limit=limit)
@@ -460,6 +463,8 @@ def cached(path: Path, cache: Path | None, *, reduce: bool, processes: int | Non
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return _load(stored, path)
     parsed = read_file(path, reduce=reduce, processes=processes, limit=limit)
+    if not parsed.settled:
+        return parsed
     beside = stored.with_name(f".{os.getpid()}-{stored.name}")
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -156,8 +156,10 @@ def _matched(
 ) -> dict[str, float]:
     """Match rate and RMSE: each test crystal against the valid samples that predict it, the best of them.
 
-    METRe: each predicted test crystal against all valid samples of its reduced formula. cRMSE: the mean displacement,
-    in which a test crystal that nothing matches counts with the site tolerance. A pair is matched once for both.
+    METRe: the share of the predicted test crystals that any valid sample of the same reduced formula matches. cRMSE,
+    corrected RMSE, as it is defined here: over the same test crystals the mean of the smallest displacement to such a
+    sample, and of the site tolerance :data:`STOL` where none matches. Both are those of arXiv 2509.12178 in spirit; the
+    formula of its cRMSE has not been compared, so beside a published value take care. A pair is matched once for both.
     """
     predicted = sorted(set(truth.tolist()))
     own: dict[int, list[int]] = {j: [] for j in predicted}

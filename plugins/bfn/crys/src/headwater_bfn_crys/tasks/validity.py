@@ -7,13 +7,13 @@ import numpy as np
 
 from headwater_bfn_crys.crystals import Crystals, wrap_unit
 
-__all__ = ["composition_is_valid", "structural_validity"]
+__all__ = ["SMALLEST_VOLUME", "composition_is_valid", "structural_validity"]
 
 SMALLEST_DISTANCE = 0.5
 """Angstrom between two atoms."""
 
 SMALLEST_VOLUME = 0.1
-"""Cubic angstrom of a cell."""
+"""Cubic angstrom of a cell, read or generated."""
 
 MOST_IMAGES = 64
 """Cells so thin that more images along an axis matter (0.008 angstrom) count as invalid."""

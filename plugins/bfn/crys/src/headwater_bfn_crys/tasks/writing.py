@@ -14,7 +14,7 @@ from headwater import DataError, Writer
 from headwater.task import join_bytes
 
 from headwater_bfn_crys.crystals import Crystals, wrap_unit
-from headwater_bfn_crys.tasks.reading import BLOCK_CODE, POSCAR_NAME, pyarrow_module, read_file
+from headwater_bfn_crys.tasks.reading import BLOCK_CODE, POSCAR_NAME, SUFFIXES, pyarrow_module, read_file
 
 __all__ = ["CrystalWriter", "cif_text", "rounded", "write_csv"]
 
@@ -42,6 +42,7 @@ class CrystalWriter(Writer):
     """Writes and reads crystals by file suffix; ``""`` is a folder of CIFs, ``.poscar`` a folder of POSCARs."""
 
     suffixes = (".cif", ".extxyz", ".csv", ".parquet", ".poscar", "")
+    readable = tuple(suffix for suffix in SUFFIXES if suffix not in {".cif", ".extxyz", ".csv", ".parquet", ".poscar"})
 
     def write(self, samples: Crystals, path: Path, start: int = 0) -> None:
         """Write ``samples`` in the format of the suffix, edges and angles to 6 decimals, coordinates to 8."""
