@@ -74,14 +74,16 @@ def molecules(guess: Guess) -> Figure:
     for k, (name, x, widths) in enumerate(shown):
         scene = "scene" if k == 0 else f"scene{k + 1}"
         data += _traces(reaction.numbers, x, scene, widths if widths is not None and widths.any() else None)
-        left, right = k / len(shown), (k + 1) / len(shown)
+        # Two by two: four in a row would be so narrow that molecules are cut off.
+        left, top = (k % 2) / 2, 1 - (k // 2) / 2
         axis = {"visible": False}
         layout[scene] = {
-            "domain": {"x": [left, right], "y": [0, 0.92]},
+            "domain": {"x": [left, left + 0.5], "y": [top - 0.5, top - 0.06]},
             "xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "data",
+            "camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.6}},
         }  # fmt: skip
         layout["annotations"].append(
-            {"text": name, "x": (left + right) / 2, "y": 1, "xref": "paper", "yref": "paper", "showarrow": False}
+            {"text": name, "x": left + 0.25, "y": top, "xref": "paper", "yref": "paper", "showarrow": False}
         )
     caption = "Turn with the mouse; all are aligned to the reactant."
     if guess.spread:
