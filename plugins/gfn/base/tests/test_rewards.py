@@ -94,6 +94,7 @@ def test_e_scores_of_many_factors_and_of_one_are_scaled_alike(tmp_path):
     scores = np.random.default_rng(0).integers(-50_000, 50_000, (2, 65_536)).astype(np.int32)
     np.savez(tmp_path / "e.npz", escore_1e5=scores, tf=np.array(["ONE", "TWO"]))
     task = TFBind8(TFBind8Config(table=tmp_path / "e.npz", reward="TWO"))
+    assert Strings(StringsConfig(length=8, table=tmp_path / "e.npz", reward="TWO")).names == ("TWO",)
     x = task.parse(["AAAAAAAA", "AAAAAAAC", "TTTTTTTT"])
     own = (scores[1] - scores[1].min()) / (scores[1].max() - scores[1].min())
     assert task.raw_objectives(x)[:, 0].tolist() == pytest.approx(own[[0, 1, -1]].tolist())

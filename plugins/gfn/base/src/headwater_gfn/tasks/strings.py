@@ -187,7 +187,11 @@ class Strings(ObjectiveEnvironment):
             self._mode_of = torch.full((n,), -1).scatter(0, self._mode_list, torch.arange(len(self._mode_list)))
 
     def _read(self, path: Path, columns: tuple[str, ...] | None) -> ScoreTable:
-        """The scores of all strings from the user's table."""
+        """The scores of all strings from the user's table; of DNA of eight letters E-scores as published, too."""
+        if self.alphabet == tuple("ACGT") and self.length == 8:
+            found = read_e_scores(path, self._number, columns)
+            if found is not None:
+                return found
         return read_scores(path, self.n_letters**self.length, self._number, columns)
 
     def _of_landscape(self, fields: Tensor, couplings: Tensor) -> Tensor:
@@ -363,9 +367,6 @@ class TFBind8(Strings):
                 "'strings' needs none"
             )
         super().__init__(config)
-
-    def _read(self, path: Path, columns: tuple[str, ...] | None) -> ScoreTable:
-        return read_e_scores(path, self._number, columns) or super()._read(path, columns)
 
     @classmethod
     def check(cls, root: Path) -> list[str]:
