@@ -14,7 +14,7 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
 
 
 def shapes(
-    x: Tensor, generator: torch.Generator, *, degrees: float = 20.0, scale: float = 0.2, shift: float = 0.125
+    x: Tensor, generator: torch.Generator, *, degrees: float = 20.0, scale: float = 0.2, shift: float = 0.25
 ) -> Tensor:
     """Turned, scaled and moved, a little brighter or darker, with a little noise: for digits and letters.
 
@@ -23,7 +23,7 @@ def shapes(
         generator: of all randomness.
         degrees: largest angle.
         scale: largest change of the size.
-        shift: largest move, as a share of the edge: one pixel of eight.
+        shift: largest move, as a share of the edge.
     """
     n = len(x)
     angle = _uniform(n, -degrees, degrees, generator) * (math.pi / 180)
