@@ -368,46 +368,43 @@ def summary(done: Mapping[str, Any]) -> list[str]:
 
 
 def draw(done: Mapping[str, Any], path: Path) -> None:
-    """The figure: probe, classification, and both measures of the flow."""
+    """The figure: probe, classification, and both measures of the flow, as far as they are known."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "headwater"
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
     (steps, probes), (_, known) = of_most_seeds(done, "probe"), of_most_seeds(done, "labels")
+    milestones = sorted({int(k.split("/")[1]) for k in done if k.startswith("cifar/")})
+    count = bool(probes) + bool(known) + 2 * bool(milestones)
+    figure, row = plt.subplots(1, count, figsize=(4.2 * count, 3.4), layout="constrained", squeeze=False)
+    axes = iter(row[0])
     if probes:
+        axis = next(axes)
         for name in ("pixels", "random encoder", "lzn"):
             middle, error = zip(*(spread([p[name][str(n)] for p in probes]) for n in PROBE_LABELS), strict=True)
-            axes[0].errorbar(PROBE_LABELS, middle, error, marker="o", capsize=3, label=name)
-        axes[0].set(
-            xscale="log",
-            xlabel="labels",
-            ylabel="test accuracy",
-            title=f"digits: linear probe, {steps} steps, {len(probes)} seeds",
-        )
-        axes[0].legend()
+            axis.errorbar(PROBE_LABELS, middle, error, marker="o", capsize=3, label=name)
+        title = f"digits: linear probe, {steps} steps, {len(probes)} seeds"
+        axis.set(xscale="log", xlabel="labels", ylabel="test accuracy", title=title)
+        axis.legend()
     if known:
+        axis = next(axes)
         for name, by_step in known[0].items():
             middle, error = zip(*(spread([k[name][s] for k in known]) for s in by_step), strict=True)
-            axes[1].errorbar([int(s) for s in by_step], middle, error, marker="o", capsize=3, label=name)
-        axes[1].set(xlabel="steps", ylabel="test accuracy", title=f"digits: classification, {len(known)} seeds")
-        axes[1].legend()
-    milestones = sorted({int(k.split("/")[1]) for k in done if k.startswith("cifar/")})
-    for axis, key, label in (
-        (axes[2], "reconstruction_l2", "reconstruction L2"),
-        (axes[3], "feature_fd", "feature-FD"),
-    ):
+            axis.errorbar([int(s) for s in by_step], middle, error, marker="o", capsize=3, label=name)
+        axis.set(xlabel="steps", ylabel="test accuracy", title=f"digits: classification, {len(known)} seeds")
+        axis.legend()
+    for key, label in (("reconstruction_l2", "reconstruction L2"), ("feature_fd", "feature-FD")) if milestones else ():
+        axis = next(axes)
         for stage, name in (("plain", "rectified flow"), ("generate", "with LZN")):
             points = [(m, [v[key] for k, v in done.items() if k.startswith(f"cifar/{m}/{stage}/")]) for m in milestones]
             points = [(m, values) for m, values in points if values]
             if points:
                 middle, error = zip(*(spread(values) for _, values in points), strict=True)
                 axis.errorbar([m for m, _ in points], middle, error, marker="o", capsize=3, label=name)
-        axis.set(xlabel="steps", ylabel=label, title="CIFAR subset, 16 pixels")
-        if milestones:
-            axis.legend()
+        axis.set(xlabel="steps", ylabel=label, title=f"CIFAR subset, {CIFAR_EDGE} pixels")
+        axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
