@@ -161,6 +161,8 @@ def main() -> None:
             if key in results and seed != arguments.seeds[0]:
                 continue
             run = trained(arm, seed, arguments.data, arguments.steps, folder)
+            if run.checkpoints()[-1] < arguments.steps:
+                raise SystemExit("interrupted; the same command goes on")
             shown.setdefault(arm, run)
             if key in results:
                 continue
