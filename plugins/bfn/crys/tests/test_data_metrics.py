@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headwater import ConfigError
+from headwater_bfn.pool import Failure
 from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters, wrap_unit
 from headwater_bfn_crys.tasks import scoring
 from headwater_bfn_crys.tasks.config import CrystalTaskConfig, PrototypesConfig
 from headwater_bfn_crys.tasks.coverage import coverage
 from headwater_bfn_crys.tasks.embedded import Prototypes, aflow_prototypes
 from headwater_bfn_crys.tasks.matching import Matching, displacement, first_match
-from headwater_bfn_crys.tasks.pool import Failure
 from headwater_bfn_crys.tasks.scoring import pairs, score
 from headwater_bfn_crys.tasks.task import CrystalTask
 from headwater_bfn_crys.tasks.validity import composition_is_valid, structural_validity

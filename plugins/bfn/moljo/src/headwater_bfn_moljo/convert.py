@@ -54,7 +54,9 @@ def read_official(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, A
         DataError: there is more than one file, or it holds no weights.
     """
     if len(paths) != 1:
-        raise DataError(f"bfn-moljo has one file a network, not {len(paths)}; convert backbone and predictors one by one")
+        raise DataError(
+            f"bfn-moljo has one file a network, not {len(paths)}; convert backbone and predictors one by one"
+        )
     (path,) = paths
     content = load_official(path)
     if not isinstance(content, Mapping):

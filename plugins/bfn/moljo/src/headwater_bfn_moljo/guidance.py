@@ -40,9 +40,7 @@ def by_logits(predict: Predict, belief: Belief, weights: Sequence[float] | None 
 
 
 @torch.enable_grad()
-def by_probabilities(
-    predict: Predict, belief: Belief, weights: Sequence[float] | None = None
-) -> tuple[Tensor, Tensor]:
+def by_probabilities(predict: Predict, belief: Belief, weights: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
     """Gradients of the objective with respect to mu and to the probabilities of the types, as the released code has."""
     mu, theta = belief.mu.detach().requires_grad_(), belief.theta.detach().requires_grad_()
     total = objective(predict(mu, theta), weights).sum()
