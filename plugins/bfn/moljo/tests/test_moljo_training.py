@@ -100,14 +100,14 @@ def test_predictors_build_on_a_backbone_and_guide(backbone, predictors, tmp_path
     assert guided.guides == {"predictor_qed": 1.0, "predictor_sa": 1.0}
 
     def positions(**config):
-        (block,) = model.sampler(config=config).sample(2, seed=1)
+        (block,) = model.sampler(overrides={"sampler": config}).sample(2, seed=1)
         return np.concatenate([pose.positions for pose in block])
 
     free = positions(guides={})
     assert not np.array_equal(free, positions(coordinate_scale=100.0))
     np.testing.assert_array_equal(free, positions(coordinate_scale=0.0, type_scale=0.0))
     with pytest.raises(UsageError, match="names 'vina', of which the run has no predictor; it has qed, sa"):
-        model.sampler(config={"guides": {"vina": 1.0}})
+        model.sampler(overrides={"sampler": {"guides": {"vina": 1.0}}})
     (alone,) = load(backbone).sampler().sample(2, seed=1)
     np.testing.assert_array_equal(free, np.concatenate([pose.positions for pose in alone]))
 
@@ -123,10 +123,18 @@ def test_runs_are_joined_by_repeated_from(backbone, predictors, tmp_path):
     assert len(list(load(out).sample(2))) == 1
 
 
-@pytest.mark.parametrize("config", [{"compat": "official"}, {"compat": "official", "strategy": "window", "window": 2},
-                                    {"compat": "official", "strategy": "vanilla"}, {"window": 2}, {"types": "sample"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"compat": "official"},
+        {"compat": "official", "strategy": "window", "window": 2},
+        {"compat": "official", "strategy": "vanilla"},
+        {"window": 2},
+        {"types": "sample"},
+    ],
+)
 def test_samplers(predictors, config):
-    (block,) = load(predictors).sampler(config=config).sample(2)
+    (block,) = load(predictors).sampler(overrides={"sampler": config}).sample(2)
     assert len(block) == 2
     assert all(np.isfinite(pose.positions).all() for pose in block)
 
@@ -158,7 +166,7 @@ def test_conditions_that_make_no_sense(predictors):
         with pytest.raises(UsageError, match=said):
             list(model.sample(1, condition=condition))
     with pytest.raises(UsageError, match="cannot keep atoms"):
-        list(model.sampler(config={"compat": "official"}).sample(
+        list(model.sampler(overrides={"sampler": {"compat": "official"}}).sample(
             1, condition=sampler.MoleculeCondition(target=model.task.targets()[0].name, keep="scaffold")
         ))  # fmt: skip
 
@@ -166,22 +174,24 @@ def test_conditions_that_make_no_sense(predictors):
 def test_sizes(predictors, task, tmp_path):
     model = load(predictors)
     source = model.task.targets()[0]
-    assert all(p.mol.GetNumAtoms() == 9 for p in next(iter(model.sampler(config={"size": 9}).sample(2))))
+    assert all(
+        p.mol.GetNumAtoms() == 9 for p in next(iter(model.sampler(overrides={"sampler": {"size": 9}}).sample(2)))
+    )
     table = tmp_path / "prior.json"
     table.write_text(
         json.dumps({"bounds": [1.0], "bins": [{"n_atoms": [3], "p": [1.0]}, {"n_atoms": [6], "p": [1.0]}]})
     )
     config = {"size": "prior", "size_prior": str(table)}
-    assert all(p.mol.GetNumAtoms() == 6 for p in next(iter(model.sampler(config=config).sample(2))))
+    assert all(p.mol.GetNumAtoms() == 6 for p in next(iter(model.sampler(overrides={"sampler": config}).sample(2))))
     distances = np.linalg.norm(source.pocket.positions[:, None] - source.pocket.positions[None], axis=-1)
     largest = np.sort(distances[np.triu_indices(len(distances), 1)])[-10:]
     assert sampler.pocket_size(source.pocket.positions) == pytest.approx(np.median(largest))
     assert [sampler.size_bin(s, [1.0, 2.0]) for s in (0.5, 1.0, 2.5)] == [0, 1, 2]
     table.write_text("{}")
     with pytest.raises(DataError, match="no table of sizes"):
-        list(model.sampler(config=config).sample(1))
+        list(model.sampler(overrides={"sampler": config}).sample(1))
     with pytest.raises(ConfigError, match="needs size_prior"):
-        model.sampler(config={"size": "prior"})
+        model.sampler(overrides={"sampler": {"size": "prior"}})
 
 
 def files(tmp_path, source):
@@ -215,12 +225,22 @@ def test_operations(predictors, task, tmp_path):
     source = next(c for c in task.targets() if c.name == "1uou")
     given, out = tmp_path / "in.sdf", tmp_path / "out.sdf"
     PoseWriter().write([reference_pose(source.name, source.ligand)] * 2, given)
-    model = load(predictors, overrides={"task": {"cache": str(tmp_path / "cache"), "processes": 1}})
-    model.apply("score", given, out)
+    overrides = {"operation": {"cache": str(tmp_path / "cache"), "processes": 1}}
+    load(predictors).apply("score", given, out, overrides=overrides)
     found = PoseWriter().read(out)
     assert len(found) == 2
     assert -12 < float(found[0].properties["vina_score"]) < -3
     assert found[0].properties == found[1].properties
+    # Molecules that name no target, in a protein that the run does not know.
+    protein, ligand = files(tmp_path, source)
+    bare = [reference_pose("", source.ligand)]
+    PoseWriter().write(bare, ligand)
+    with pytest.raises(UsageError, match=r"operation\.pocket=P\.pdb"):
+        load(predictors).apply("minimize", ligand, tmp_path / "no.sdf", overrides=overrides)
+    overrides["operation"]["pocket"] = str(protein)
+    load(predictors).apply("minimize", ligand, tmp_path / "min.sdf", overrides=overrides)
+    (moved,) = PoseWriter().read(tmp_path / "min.sdf")
+    assert float(moved.properties["vina_minimize"]) <= float(moved.properties["vina_score"])
 
 
 def official(network):

@@ -144,3 +144,12 @@ class OperationConfig(Config):
     """Vina on given molecules."""
 
     block_size: PositiveInt = Field(64, description="molecules in one block of the output")
+    pocket: Path | None = Field(
+        None, description="PDB of the protein; without, that of the complex that a molecule names as its target"
+    )
+    exhaustiveness: PositiveInt = Field(16, description="of docking")
+    processes: PositiveInt | None = Field(None, description="as many as there are CPUs without")
+    time_limit: PositiveFloat = Field(600.0, description="seconds for one molecule")
+    cache: Path | None = Field(
+        None, description="folder in which each result is kept, so that a killed job goes on; none without"
+    )

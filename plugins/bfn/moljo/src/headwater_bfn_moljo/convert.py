@@ -176,10 +176,9 @@ def config_of(state: Mapping[str, Tensor], hyperparameters: Mapping[str, Any]) -
         raise DataError(f"official.{strange[0]} is no option of bfn-moljo; there are {', '.join(OPTIONS)}")
     network, sizes = _network(state, hyperparameters.get("heads"))
     known = PUBLISHED | {k: v for k, v in hyperparameters.items() if k != "property"}
-    trainer: dict[str, Any] = {
-        "width": sizes["width"], "layers": sizes["layers"], "heads": sizes["heads"], "knn": known["knn"],
-        "sigma1": known["sigma1"], "beta1": known["beta1"],
-    }  # fmt: skip
+    trainer: dict[str, Any] = {name: sizes[name] for name in ("width", "layers", "heads")} | {"knn": known["knn"]}
     if isinstance(network, Predictor):
         trainer["properties"] = [_property(hyperparameters)]
+    else:
+        trainer |= {"sigma1": known["sigma1"], "beta1": known["beta1"]}
     return {"trainer": trainer}

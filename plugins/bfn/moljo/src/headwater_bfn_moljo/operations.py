@@ -1,8 +1,9 @@
 """Vina on molecules of an SDF file: score them, minimise them where they are, or dock them."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from headwater import Operation, UsageError
@@ -11,9 +12,17 @@ from rdkit import Chem
 
 from headwater_bfn_moljo.tasks import docking
 from headwater_bfn_moljo.tasks.poses import Pose, sound
+from headwater_bfn_moljo.tasks.reading import read_pdb
 from headwater_bfn_moljo.tasks.scoring import chemistry
 
 __all__ = ["Dock", "Minimize", "Score"]
+
+
+class _Everywhere(dict[str, str]):
+    """One receptor for every target."""
+
+    def get(self, target: str, default: Any = None) -> Any:
+        return self[""]
 
 
 class _Vina(Operation):
@@ -22,18 +31,28 @@ class _Vina(Operation):
     input_suffixes = (".sdf",)
     mode: ClassVar[docking.Mode]
 
+    @cached_property
+    def receptors(self) -> dict[str, str]:
+        """PDB texts by target; ``""`` is that of molecules which name none."""
+        pocket = self.config.pocket
+        return dict(self.task.receptors()) if pocket is None else _Everywhere({"": read_pdb(pocket).text})
+
     def read(self, path: Path) -> Sequence[Pose]:
         docking.check_installed()
-        if not self.task.receptors():
-            raise UsageError("no receptor is known; name it: --set task.pocket=P.pdb")
         poses: list[Pose] = self.task.read(path)
+        known = self.receptors
+        strange = [] if self.config.pocket else [pose for pose in poses if pose.target not in known]
+        if strange:
+            of = f"of the target {strange[0].target!r}" if strange[0].target else "which names no target"
+            raise UsageError(f"{path}: no receptor is known for {strange[0].name!r} {of}; --set operation.pocket=P.pdb")
         return poses
 
     def apply(self, items: Sequence[Pose], generator: torch.Generator) -> list[Pose]:
-        c = self.task.config
-        references = {t: mol.GetConformer().GetPositions() for t, mol in self.task.references().items()}
+        c = self.config
+        references = {} if c.pocket else self.task.references()
+        positions = {t: mol.GetConformer().GetPositions() for t, mol in references.items()}
         results = docking.run(
-            items, self.task.receptors(), references, self.mode, c.cache, c.processes, c.time_limit, c.exhaustiveness
+            items, self.receptors, positions, self.mode, c.cache, c.processes, c.time_limit, c.exhaustiveness
         )
         return [_annotated(pose, result) for pose, result in zip(items, results, strict=True)]
 

@@ -101,6 +101,8 @@ class PoseWriter(Writer):
         """
         if not path.is_file():
             raise DataError(f"{path} is no file")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} holds no SDF record")
         RDLogger.DisableLog("rdApp.*")
         try:
             poses = []
@@ -114,7 +116,7 @@ class PoseWriter(Writer):
         finally:
             RDLogger.EnableLog("rdApp.error")
         if not poses:
-            raise DataError(f"{path} holds no molecule")
+            raise DataError(f"{path} holds no SDF record")
         return poses
 
     def join(self, parts: Sequence[Path], path: Path) -> None:
