@@ -28,48 +28,13 @@ from torch import Tensor
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "bfn-moljo-exact.json"
 SIGMA1, BETA1, STEPS, CONFORMERS, SEED = 0.03, 1.5, 50, 4, 7
-MOLECULES = [
-    "c1ccccc1CCN",
-    "c1ccccc1CCO",
-    "c1ccccc1C(=O)C",
-    "c1ccc(C)cc1CO",
-    "CC(=O)Nc1ccco1",
-    "c1ccncc1CCN",
-    "c1cncnc1CCO",
-    "c1ccc(O)cc1CN",
-    "c1ccc(N)cc1CO",
-    "C1CCNCC1CCO",
-    "C1CCOCC1CCN",
-    "CCCCCCCCN",
-    "CCCCCCCCO",
-    "CC(C)CC(=O)OCC",
-    "c1ccc2cc[nH]c2c1",
-    "c1ccc2occc2c1",
-    "c1ccc2sccc2c1",
-    "Fc1ccc(CN)cc1",
-    "Clc1ccc(CO)cc1",
-    "Clc1ccc(CN)cc1",
-    "Cc1ccc(C)c(O)c1",
-    "Nc1ccc(Cl)cc1C",
-    "Oc1ccc(Cl)cc1C",
-    "c1ccc(cc1)C(N)=O",
-    "NC(=O)c1ccncc1",
-    "OC(=O)c1ccccc1",
-    "OC(=O)c1ccncc1",
-    "CSc1ccc(N)cc1",
-    "CSc1ccc(O)cc1",
-    "COc1ccc(O)cc1",
-    "COc1ccc(N)cc1",
-    "CN(C)c1ccccc1",
-    "CNC(=O)CCCCO",
-    "O=C1CCCCC1CN",
-    "CC1CCC(O)CC1C",
-    "C1CC2CCC1CC2O",
-    "N#Cc1ccc(N)cc1",
-    "N#Cc1ccc(O)cc1",
-    "OCC(O)C(O)CCO",
-    "NCC(N)CCCCO",
-]
+SMILES = """
+c1ccccc1CCN c1ccccc1CCO c1ccccc1C(=O)C c1ccc(C)cc1CO CC(=O)Nc1ccco1 c1ccncc1CCN c1cncnc1CCO c1ccc(O)cc1CN
+c1ccc(N)cc1CO C1CCNCC1CCO C1CCOCC1CCN CCCCCCCCN CCCCCCCCO CC(C)CC(=O)OCC c1ccc2cc[nH]c2c1 c1ccc2occc2c1 c1ccc2sccc2c1
+Fc1ccc(CN)cc1 Clc1ccc(CO)cc1 Clc1ccc(CN)cc1 Cc1ccc(C)c(O)c1 Nc1ccc(Cl)cc1C Oc1ccc(Cl)cc1C c1ccc(cc1)C(N)=O
+NC(=O)c1ccncc1 OC(=O)c1ccccc1 OC(=O)c1ccncc1 CSc1ccc(N)cc1 CSc1ccc(O)cc1 COc1ccc(O)cc1 COc1ccc(N)cc1 CN(C)c1ccccc1
+CNC(=O)CCCCO O=C1CCCCC1CN CC1CCC(O)CC1C C1CC2CCC1CC2O N#Cc1ccc(N)cc1 N#Cc1ccc(O)cc1 OCC(O)C(O)CCO NCC(N)CCCCO
+"""
 """Forty molecules of nine heavy atoms."""
 
 WINDOWS = (1, 5, 10, 50)
@@ -83,7 +48,7 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
     from scipy.spatial.transform import Rotation
 
     positions, kinds, quality = [], [], []
-    for smiles in MOLECULES:
+    for smiles in SMILES.split():
         mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
         AllChem.EmbedMultipleConfs(mol, CONFORMERS, randomSeed=SEED)
         mol = Chem.RemoveHs(mol)

@@ -69,7 +69,7 @@ def read_official(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, A
         raise DataError(f"{path} holds no weights; keys: {', '.join(map(str, list(state)[:5])) or 'none'}")
     prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in found)), "")
     weights = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-    settings = {}
+    settings: dict[str, Any] = {}
     for name, value in _scalars(content.get("hyper_parameters")):
         if name in HYPERPARAMETERS:
             settings.setdefault(HYPERPARAMETERS[name], value)

@@ -138,8 +138,8 @@ def _vina(complexes: Sequence[Complex], raw: np.ndarray, task: Any) -> np.ndarra
     from headwater_bfn_moljo.tasks import docking
     from headwater_bfn_moljo.tasks.scoring import reference_pose
 
-    missing = np.flatnonzero(np.isnan(raw))
-    if not len(missing):
+    missing = np.flatnonzero(np.isnan(raw)).tolist()
+    if not missing:
         return raw
     c = task.config
     poses = [reference_pose(complexes[k].name, complexes[k].ligand) for k in missing]

@@ -25,6 +25,9 @@ CENTRES = (0, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6,
 
 LN2 = 0.6931471805599453
 
+CHUNK = 64
+"""Targets whose edges a CPU works on at a time, so that they stay in its cache."""
+
 
 def shifted_softplus(x: Tensor) -> Tensor:
     """softplus(x) - ln 2, which is 0 at 0."""
@@ -76,10 +79,12 @@ class Attention(nn.Module):
         of_type, of_distance, of_target, of_source = first.weight.split([4, 4 * r, width, width], 1)
         blocks = [of_distance[:, kind * r : (kind + 1) * r] for kind in kinds]
         of_edge = torch.cat([*blocks, of_type[:, list(kinds)]], 1)
-        a = linear(h, of_source)[geometry.edges.sources]
-        a = a + linear(h[targets], of_target, first.bias).unsqueeze(1)
-        a = a + linear(geometry.features, of_edge)
-        return layer_norm(a, (width,), norm.weight, norm.bias, norm.eps).relu()
+        sources = geometry.edges.sources
+        # In place where no backward pass needs what is overwritten: these tensors are the bulk of all memory traffic.
+        a = linear(h, of_source).index_select(0, sources.flatten())
+        a.view(*sources.shape, width).add_(linear(h[targets], of_target, first.bias).unsqueeze(1))
+        a = torch.addmm(a, geometry.features.flatten(0, 1), of_edge.t()).view(*sources.shape, width)
+        return layer_norm(a, (width,), norm.weight, norm.bias, norm.eps).relu_()
 
     def weights(self, h: Tensor, targets: Tensor, geometry: Geometry, kinds: tuple[int, int]) -> Tensor:
         """The softmax over each target's edges, (T, k, heads)."""
@@ -97,6 +102,11 @@ class Attention(nn.Module):
         self, h: Tensor, targets: Tensor, geometry: Geometry, gate: Tensor, kinds: tuple[int, int]
     ) -> Tensor:
         """sum over edges of weight x gate x value, (T, width)."""
+        if len(targets) > CHUNK and h.device.type == "cpu":
+            rows = torch.arange(len(targets)).split(CHUNK)
+            return torch.cat(
+                [self.sum_of_values(h, targets[part], geometry.of(part), gate[part], kinds) for part in rows]
+            )
         alpha = self.weights(h, targets, geometry, kinds) * gate.unsqueeze(-1)
         hidden = self.hidden(self.value, h, targets, geometry, kinds)
         last: Any = self.value[3]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,16 +108,14 @@ class MolSampler(Sampler):
                 raise UsageError(f"sampler.guides names {name!r}, of which the run has no predictor; it has {there}")
         return {known[name]: weight for name, weight in asked.items() if weight > 0}
 
-    @cached_property
-    def prior(self) -> Any:
+    def prior(self, path: Path) -> Any:
         """The table of atom counts by pocket size.
 
         Raises:
             DataError: the file is no such table.
         """
-        path = self.config.size_prior
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))  # type: ignore[union-attr] - the config says so
+            table = json.loads(path.read_text(encoding="utf-8"))
             fits = len(table["bins"]) == len(table["bounds"]) + 1
             fits = fits and all(len(b["n_atoms"]) == len(b["p"]) for b in table["bins"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -174,8 +172,8 @@ class MolSampler(Sampler):
         size = self.config.size
         if size == "reference":
             return [len(source.types)] * self.block_size
-        if size == "prior":
-            table = self.prior
+        if size == "prior" and self.config.size_prior is not None:
+            table = self.prior(self.config.size_prior)
             chosen = table["bins"][size_bin(pocket_size(source.pocket.positions), table["bounds"])]
             p = torch.tensor(chosen["p"], dtype=torch.float64, device=generator.device)
             drawn = torch.multinomial(p, self.block_size, replacement=True, generator=generator)

@@ -150,4 +150,5 @@ class PredictorTrainer(_MolTrainer):
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(value.to(device) if isinstance(value, Tensor) else value for value in batch))
+    moved: dict[str, Any] = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    return batch._replace(**moved)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from headwater import DataError, Writer
 from headwater.task import join_bytes
-from rdkit import Chem, RDLogger
+from rdkit import Chem
+from rdkit.rdBase import BlockLogs
 
 from headwater_bfn_moljo.tasks.chemistry import atoms_only, reconstruct
 
@@ -66,14 +67,12 @@ def sound(pose: Pose) -> Any | None:
     if pose.properties.get(BROKEN) == "failed":
         return None
     mol = Chem.Mol(pose.mol)
-    RDLogger.DisableLog("rdApp.*")
-    try:
-        Chem.SanitizeMol(mol)
-        return Chem.RemoveHs(mol)
-    except (ValueError, RuntimeError):
-        return None
-    finally:
-        RDLogger.EnableLog("rdApp.error")
+    with BlockLogs():
+        try:
+            Chem.SanitizeMol(mol)
+            return Chem.RemoveHs(mol)
+        except (ValueError, RuntimeError):
+            return None
 
 
 class PoseWriter(Writer):
@@ -103,9 +102,8 @@ class PoseWriter(Writer):
             raise DataError(f"{path} is no file")
         if path.stat().st_size == 0:
             raise DataError(f"{path} holds no SDF record")
-        RDLogger.DisableLog("rdApp.*")
-        try:
-            poses = []
+        poses = []
+        with BlockLogs():
             for number, mol in enumerate(Chem.SDMolSupplier(str(path), sanitize=False, removeHs=False), 1):
                 if mol is None:
                     raise DataError(f"{path}: record {number} is no SDF molecule")
@@ -113,8 +111,6 @@ class PoseWriter(Writer):
                     raise DataError(f"{path}: record {number} has no atom with coordinates")
                 properties = {k: str(v) for k, v in mol.GetPropsAsDict(autoConvertStrings=False).items()}
                 poses.append(Pose(mol.GetProp("_Name"), mol, properties))
-        finally:
-            RDLogger.EnableLog("rdApp.error")
         if not poses:
             raise DataError(f"{path} holds no SDF record")
         return poses

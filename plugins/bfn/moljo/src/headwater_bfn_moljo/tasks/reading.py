@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from headwater import DataError
-from rdkit import Chem, RDLogger
+from rdkit import Chem
+from rdkit.rdBase import BlockLogs
 
 from headwater_bfn_moljo.tasks.chemistry import heavy, type_of_atoms
 
@@ -63,8 +64,10 @@ class Pocket:
     def of(self, chosen: np.ndarray) -> "Pocket":
         """The atoms that the mask ``chosen`` (P,) names."""
         lines = tuple(line for line, keep in zip(self.lines, chosen, strict=True) if keep)
-        arrays = (self.positions, self.numbers, self.residue, self.backbone, self.group)
-        return Pocket(*(array[chosen] for array in arrays), lines)
+        return Pocket(
+            self.positions[chosen], self.numbers[chosen], self.residue[chosen], self.backbone[chosen],
+            self.group[chosen], lines,
+        )  # fmt: skip
 
     @property
     def text(self) -> str:
@@ -180,8 +183,7 @@ def read_ligand(path: Path) -> Any:
         block = path.read_text(encoding="utf-8", errors="replace").split("$$$$")[0]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    RDLogger.DisableLog("rdApp.*")
-    try:
+    with BlockLogs():
         mol = Chem.MolFromMolBlock(block, sanitize=False, removeHs=False)
         if mol is None:
             raise DataError(f"{path}: its first record is no SDF molecule")
@@ -189,8 +191,6 @@ def read_ligand(path: Path) -> Any:
         if problems:
             raise DataError(f"{path}: {problems[0].Message()}")
         Chem.SanitizeMol(mol)
-    finally:
-        RDLogger.EnableLog("rdApp.error")
     return heavy(mol, str(path))
 
 
@@ -202,8 +202,8 @@ def cut(protein: Pocket, ligand: np.ndarray, radius: float = RADIUS) -> Pocket:
     total = np.bincount(protein.group, mass, count)
     centre = np.stack([np.bincount(protein.group, mass * x, count) for x in protein.positions.T], 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centre = centre / total[:, None]
-    nearest = np.sqrt(((centre[:, None] - ligand[None]) ** 2).sum(-1)).min(1)
+        middle = centre / total[:, None]
+    nearest = np.sqrt(((middle[:, None] - ligand[None]) ** 2).sum(-1)).min(1)
     return protein.of((nearest < radius)[protein.group])
 
 
