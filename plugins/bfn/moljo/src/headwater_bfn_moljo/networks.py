@@ -25,9 +25,6 @@ CENTRES = (0, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6,
 
 LN2 = 0.6931471805599453
 
-CHUNK = 64
-"""Targets whose edges a CPU works on at a time, so that they stay in its cache."""
-
 
 def shifted_softplus(x: Tensor) -> Tensor:
     """softplus(x) - ln 2, which is 0 at 0."""
@@ -102,11 +99,6 @@ class Attention(nn.Module):
         self, h: Tensor, targets: Tensor, geometry: Geometry, gate: Tensor, kinds: tuple[int, int]
     ) -> Tensor:
         """sum over edges of weight x gate x value, (T, width)."""
-        if len(targets) > CHUNK and h.device.type == "cpu":
-            rows = torch.arange(len(targets)).split(CHUNK)
-            return torch.cat(
-                [self.sum_of_values(h, targets[part], geometry.of(part), gate[part], kinds) for part in rows]
-            )
         alpha = self.weights(h, targets, geometry, kinds) * gate.unsqueeze(-1)
         hidden = self.hidden(self.value, h, targets, geometry, kinds)
         last: Any = self.value[3]
