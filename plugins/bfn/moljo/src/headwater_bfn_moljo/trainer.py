@@ -150,5 +150,7 @@ class PredictorTrainer(_MolTrainer):
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    moved: dict[str, Any] = {name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in batch._asdict().items() if isinstance(value, Tensor)
+    }
     return batch._replace(**moved)
