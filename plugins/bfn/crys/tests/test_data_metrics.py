@@ -244,7 +244,7 @@ def test_a_structure_that_takes_too_long_is_counted_and_named_and_the_rest_is_sc
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda self, *exception: None  # noqa: E731
 
-        def each(self, function, items, shared, label):
+        def each(self, function, items, shared, label, unit):
             return [
                 Failure("took more than 1 s", stuck=True) if i == 0 else function(shared, item)
                 for i, item in enumerate(items)

@@ -67,8 +67,8 @@ def test_labels(task):
     qed = data.labels(complexes, "qed", task)
     expected = [(chemistry(c.ligand)["qed"] - 0.01) / 0.94 for c in complexes]
     torch.testing.assert_close(qed, torch.tensor(expected, dtype=torch.float32))
-    own = data.labels(complexes, f"{__name__}:heavy_atoms", task) if __name__ != "__main__" else None
-    assert own is None or own.tolist() == pytest.approx([c.ligand.GetNumAtoms() / 100 for c in complexes])
+    own = data.labels(complexes, f"{__name__}:heavy_atoms", task)
+    assert own.tolist() == pytest.approx([c.ligand.GetNumAtoms() / 100 for c in complexes])
     with pytest.raises(ConfigError, match="cannot be imported"):
         data.labels(complexes, "no_such_module:f", task)
     with pytest.raises(DataError, match=r"must lie in 0\.\.1"):

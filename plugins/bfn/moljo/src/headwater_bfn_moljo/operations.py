@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from headwater import Operation, UsageError
@@ -18,30 +18,28 @@ from headwater_bfn_moljo.tasks.scoring import chemistry
 __all__ = ["Dock", "Minimize", "Score"]
 
 
-class _Everywhere(dict[str, str]):
-    """One receptor for every target."""
-
-    def get(self, target: str, default: Any = None) -> Any:
-        return self[""]
-
-
 class _Vina(Operation):
     """One molecule out for each one in, with its energies or ``vina_error`` among the properties."""
 
     input_suffixes = (".sdf",)
     mode: ClassVar[docking.Mode]
 
-    @cached_property
-    def receptors(self) -> dict[str, str]:
+    def receptors(self, poses: Sequence[Pose]) -> dict[str, str]:
         """PDB texts by target; ``""`` is that of molecules which name none."""
-        pocket = self.config.pocket
-        return dict(self.task.receptors()) if pocket is None else _Everywhere({"": read_pdb(pocket).text})
+        if self._text is None:
+            return dict(self.task.receptors())
+        return {pose.target: self._text for pose in poses}
+
+    @cached_property
+    def _text(self) -> str | None:
+        """The protein that was named for all molecules."""
+        return None if self.config.pocket is None else read_pdb(self.config.pocket).text
 
     def read(self, path: Path) -> Sequence[Pose]:
         docking.check_installed()
         poses: list[Pose] = self.task.read(path)
-        known = self.receptors
-        strange = [] if self.config.pocket else [pose for pose in poses if pose.target not in known]
+        known = self.receptors(poses)
+        strange = [pose for pose in poses if pose.target not in known]
         if strange:
             of = f"of the target {strange[0].target!r}" if strange[0].target else "which names no target"
             raise UsageError(f"{path}: no receptor is known for {strange[0].name!r} {of}; --set operation.pocket=P.pdb")
@@ -52,7 +50,7 @@ class _Vina(Operation):
         references = {} if c.pocket else self.task.references()
         positions = {t: mol.GetConformer().GetPositions() for t, mol in references.items()}
         results = docking.run(
-            items, self.receptors, positions, self.mode, c.cache, c.processes, c.time_limit, c.exhaustiveness
+            items, self.receptors(items), positions, self.mode, c.cache, c.processes, c.time_limit, c.exhaustiveness
         )
         return [_annotated(pose, result) for pose, result in zip(items, results, strict=True)]
 

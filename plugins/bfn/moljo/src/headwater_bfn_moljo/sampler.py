@@ -134,7 +134,7 @@ class MolSampler(Sampler):
             return [pair(condition.ligand.stem, condition.pocket, condition.ligand, self.task.config.radius)]
         found = self.task.targets()
         if condition is not None and condition.target is not None:
-            found = [c for c in [*self.task.train(), *self.task.held_out()] if c.name == condition.target]
+            found = [c for part in self.task.parts for c in part if c.name == condition.target]
             if not found:
                 raise UsageError(f"the task has no complex {condition.target!r}")
         if not found:
