@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headwater import ConfigError
+from headwater_bfn.pool import Failure
 from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters, wrap_unit
 from headwater_bfn_crys.tasks import scoring
 from headwater_bfn_crys.tasks.config import CrystalTaskConfig, PrototypesConfig
 from headwater_bfn_crys.tasks.coverage import coverage
 from headwater_bfn_crys.tasks.embedded import Prototypes, aflow_prototypes
 from headwater_bfn_crys.tasks.matching import Matching, displacement, first_match
-from headwater_bfn_crys.tasks.pool import Failure
 from headwater_bfn_crys.tasks.scoring import pairs, score
 from headwater_bfn_crys.tasks.task import CrystalTask
 from headwater_bfn_crys.tasks.validity import composition_is_valid, structural_validity
@@ -244,7 +244,7 @@ def test_a_structure_that_takes_too_long_is_counted_and_named_and_the_rest_is_sc
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda self, *exception: None  # noqa: E731
 
-        def each(self, function, items, shared, label):
+        def each(self, function, items, shared, label, unit):
             return [
                 Failure("took more than 1 s", stuck=True) if i == 0 else function(shared, item)
                 for i, item in enumerate(items)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headwater import DataError
+from headwater_bfn.pool import Failure
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.tasks.config import CrystalsConfig
 from headwater_bfn_crys.tasks.embedded import aflow_prototypes
-from headwater_bfn_crys.tasks.pool import Failure
 from headwater_bfn_crys.tasks.reading import cached, items_of, parse, read_file, unique_ids
 from headwater_bfn_crys.tasks.task import UserCrystals
 from headwater_bfn_crys.tasks.writing import CrystalWriter, cif_text

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from headwater import DataError
+from headwater_bfn.pool import Failure, Pool
 
 from headwater_bfn_crys.crystals import Crystals, cell_matrix, cell_parameters
-from headwater_bfn_crys.tasks.pool import Failure, Pool
 from headwater_bfn_crys.tasks.validity import SMALLEST_VOLUME
 
 __all__ = [
@@ -419,7 +419,7 @@ def read_file(
         parsed = [parse(one, reduce=reduce, check=check) for one in whole]
     else:
         with Pool(processes, limit) as pool:
-            parsed = pool.each(_parse_shared, whole, (reduce, check), label=path.name)
+            parsed = pool.each(_parse_shared, whole, (reduce, check), label=path.name, unit="crystals")
     outcomes = iter(parsed)
     good: list[Crystals] = []
     where: list[str] = []

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from headwater import ConfigError
+from headwater_bfn.pool import Failure, Pool
 
 from headwater_bfn_crys.crystals import Crystals
 from headwater_bfn_crys.tasks.coverage import CUT_OFFS, composition_fingerprint, coverage, structure_fingerprint
 from headwater_bfn_crys.tasks.matching import STOL, Matching, displacement, first_match
-from headwater_bfn_crys.tasks.pool import Failure, Pool
 from headwater_bfn_crys.tasks.splits import reduced_composition
 from headwater_bfn_crys.tasks.validity import composition_is_valid, structural_validity
 
@@ -60,7 +60,7 @@ class _Work:
         otherwise: Any = None,
     ) -> list[Any]:
         """The results, ``otherwise`` in place of a failure; ``names`` says whose each item is."""
-        results = self.pool.each(function, items, shared, label)
+        results = self.pool.each(function, items, shared, label, unit="crystals")
         failed = [i for i, result in enumerate(results) if isinstance(result, Failure)]
         reason = results[failed[0]].reason if failed else ""
         for i in failed:

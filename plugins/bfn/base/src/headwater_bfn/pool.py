@@ -51,7 +51,9 @@ class Pool:
             worker.end()
         self._workers.clear()
 
-    def each(self, function: Function, items: Sequence[Any], shared: Any = None, label: str = "") -> list[Any]:
+    def each(
+        self, function: Function, items: Sequence[Any], shared: Any = None, label: str = "", unit: str = "items"
+    ) -> list[Any]:
         """``function(shared, item)`` for every item, in order; a :class:`Failure` stands where it gave no result.
 
         Args:
@@ -59,6 +61,7 @@ class Pool:
             items: what it is called with, one after another; small, for each is sent to a process.
             shared: what all calls need; sent to each process once.
             label: what the progress bar says.
+            unit: what it counts.
         """
         results: list[Any] = [None] * len(items)
         count = min(self.processes, len(items))
@@ -66,7 +69,7 @@ class Pool:
         waiting = iter(range(len(items)))
         busy = self._workers[:count]
         done = 0
-        with Progress(len(items), label=label, unit="crystals") as bar:
+        with Progress(len(items), label=label, unit=unit) as bar:
             for worker in busy:
                 item = next(waiting)
                 worker.begin(item, items[item], self.limit, (function, shared))

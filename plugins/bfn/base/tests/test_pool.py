@@ -6,7 +6,7 @@ import sys
 import time
 import types
 
-from headwater_bfn_crys.tasks.pool import Failure, Pool
+from headwater_bfn.pool import Failure, Pool
 
 
 def test_results_come_in_order_and_an_error_spoils_its_item_alone():

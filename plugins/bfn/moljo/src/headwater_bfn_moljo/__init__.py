@@ -1,0 +1,1 @@
+"""MolJO: gradient-guided Bayesian flow for structure-based molecule optimisation."""

@@ -1,0 +1,1 @@
+"""Complexes of pockets and ligands: reading, chemistry, scores and writing."""

@@ -1,0 +1,3 @@
+from headwater.testing import conformance
+
+TestConformance = conformance("bfn-moljo")
