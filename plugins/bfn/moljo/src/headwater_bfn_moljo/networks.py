@@ -80,7 +80,7 @@ class Attention(nn.Module):
         # In place where no backward pass needs what is overwritten: these tensors are the bulk of all memory traffic.
         a = linear(h, of_source).index_select(0, sources.flatten())
         a.view(*sources.shape, width).add_(linear(h[targets], of_target, first.bias).unsqueeze(1))
-        a = torch.addmm(a, geometry.features.flatten(0, 1), of_edge.t()).view(*sources.shape, width)
+        a = a.addmm_(geometry.features.flatten(0, 1), of_edge.t()).view(*sources.shape, width)
         return layer_norm(a, (width,), norm.weight, norm.bias, norm.eps).relu_()
 
     def weights(self, h: Tensor, targets: Tensor, geometry: Geometry, kinds: tuple[int, int]) -> Tensor:
