@@ -331,3 +331,18 @@ class TestVina:
         file = next(tmp_path.glob("*.json"))
         file.write_text(file.read_text()[:20])
         assert docking._kept(tmp_path, file.stem) is None
+
+
+def test_posebusters_passes_a_crystal_pose_and_refuses_one_that_clashes(default, tmp_path):
+    source = next(c for c in default.targets() if c.name == "1s3v")
+    receptor = tmp_path / "receptor.pdb"
+    receptor.write_text(source.receptor)
+    pose = scoring.reference_pose(source.name, source.ligand)
+    passed, strain = scoring._bust(None, (pose.block, str(receptor)))
+    assert passed
+    assert strain > 0
+    moved = Chem.Mol(pose.mol)
+    shift = source.pocket.positions[0] - source.positions[0]
+    for i, where in enumerate(source.positions + shift):
+        moved.GetConformer().SetAtomPosition(i, where.tolist())
+    assert not scoring._bust(None, (Pose("clash", moved).block, str(receptor)))[0]
