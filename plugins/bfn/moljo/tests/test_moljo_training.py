@@ -7,7 +7,9 @@ import pytest
 import torch
 from headwater import ConfigError, DataError, UsageError, convert, load, train
 from headwater.api import evaluate
+from headwater.trainer import Place
 from headwater_bfn_moljo import data, sampler
+from headwater_bfn_moljo.config import BackboneConfig
 from headwater_bfn_moljo.convert import from_official, read_official
 from headwater_bfn_moljo.networks import Backbone, Predictor
 from headwater_bfn_moljo.tasks.chemistry import TYPES
@@ -16,6 +18,7 @@ from headwater_bfn_moljo.tasks.poses import PoseWriter
 from headwater_bfn_moljo.tasks.reading import read_ligand
 from headwater_bfn_moljo.tasks.scoring import chemistry, reference_pose
 from headwater_bfn_moljo.tasks.task import PoseBustersComplexes, UserComplexes
+from headwater_bfn_moljo.trainer import BackboneTrainer
 
 pytest.importorskip("openbabel", reason="Open Babel is not installed")
 
@@ -60,6 +63,19 @@ def test_the_losses_fall(tmp_path):
     run = train("bfn-moljo", tmp_path / "run", overrides=settings(fit={"max_steps": 60, "log_every": 20}))
     lines = [line["loss_types"] for line in run.metrics() if "loss_types" in line]
     assert lines[-1] < lines[0]
+
+
+def test_what_the_discrete_loss_draws_comes_from_its_batch_alone(task):
+    config = BackboneConfig(**SMALL["trainer"], loss="discrete")
+    facts = BackboneTrainer.facts(config, task)
+    torch.manual_seed(0)
+    trainer = BackboneTrainer(config, task, BackboneTrainer.build(config, task, facts), facts, place=Place())
+    trainer.setup()
+    found = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        found.append((trainer.losses(trainer.draw(0, torch.Generator().manual_seed(3)), "train"), trainer.validate()))
+    assert found[0] == found[1]
 
 
 def test_labels(task):

@@ -31,7 +31,10 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Complexes one after another, with a belief on their ligands at the time of each ligand atom."""
+    """Complexes one after another, with a belief on their ligands at the time of each ligand atom.
+
+    ``seed`` is that of what a loss draws itself.
+    """
 
     protein_pos: Tensor
     protein: Tensor
@@ -43,6 +46,7 @@ class Batch(NamedTuple):
     mu: Tensor
     y: Tensor
     which: Tensor
+    seed: int
 
     def layout(self, knn: int) -> Layout:
         """Its neighbours."""
@@ -93,6 +97,7 @@ def batch_of(
     return Batch(
         torch.cat([i.protein_pos @ q for i, q in zip(picked, turns, strict=True)]),
         torch.cat([i.protein for i in picked]), proteins, ligands, x, e, t, belief.mu, belief.y, chosen,
+        int(torch.randint(1 << 62, (), generator=generator)),
     )  # fmt: skip
 
 

@@ -101,7 +101,8 @@ class BackboneTrainer(_MolTrainer):
         steps = None if config.loss == "continuous" else DISCRETE_STEPS
         atoms = coordinate_loss(batch.x, x.float(), batch.t, config.sigma1, steps)
         positions = mean_by_molecule(atoms, layout.ligand_of, layout.complexes).mean()
-        types = type_loss(batch.e, logits.float(), batch.t, config.beta1, steps, None, DRAWS).mean()
+        generator = torch.Generator(batch.e.device).manual_seed(batch.seed)
+        types = type_loss(batch.e, logits.float(), batch.t, config.beta1, steps, generator, DRAWS).mean()
         return {"loss": positions + config.type_weight * types, "loss_coordinates": positions, "loss_types": types}
 
 
