@@ -171,7 +171,7 @@ def test_any_volume_is_evaluated_without_a_run(registered, stored):
     with pytest.raises(DataError, match="does not exist"):
         api.evaluate(task="porous-volume", samples=stored.with_name("absent.tif"))
     stored.with_name("rock.xyz").touch()
-    with pytest.raises(UsageError, match=r"cannot write 'rock\.xyz'"):
+    with pytest.raises(UsageError, match=r"cannot read 'rock\.xyz'"):
         api.evaluate(task="porous-volume", samples=stored.with_name("rock.xyz"))
 
 

@@ -62,8 +62,8 @@ class PorousConfig(Config):
     lr: PositiveFloat = Field(1e-3, description="learning rate of the generator")
     lr_discriminator: PositiveFloat = Field(2e-4, description="learning rate of the discriminator")
     beta1: float = Field(0.5, ge=0, lt=1, description="first decay of Adam; the second is 0.999")
-    decay_steps: PositiveInt | None = Field(
-        4000, description="steps over which both rates fall to 0 along a cosine; constant rates without"
+    decay_steps: NonNegativeInt = Field(
+        4000, description="steps over which both rates fall to 0 along a cosine; 0 keeps them constant"
     )
     critic_steps: PositiveInt = Field(5, description="steps of the critic for one of the generator (wgan-gp)")
     penalty: NonNegativeFloat = Field(10.0, description="weight of the gradient penalty (wgan-gp)")

@@ -9,7 +9,7 @@ from headwater_porous_gan.tasks.entries import KIND, TASKS
 API = 1
 
 PUBLISHED: dict[str, Any] = {
-    "order": "official", "windows": "published", "decay_steps": None, "dropout_of": "voxels", "judged": "paper",
+    "order": "official", "windows": "published", "decay_steps": 0, "dropout_of": "voxels", "judged": "paper",
 }  # fmt: skip
 SAMPLED: dict[str, Any] = {"shape": [200, 200, 200], "margin": "paper", "postprocess": "paper"}
 

@@ -104,7 +104,7 @@ class PorousTrainer(Trainer):
             name: torch.optim.Adam(self.modules[name].parameters(), lr, (config.beta1, 0.999), fused=True)
             for name, lr in rates.items()
         }
-        if config.decay_steps is not None:
+        if config.decay_steps:
             total = config.decay_steps
 
             def cosine(k: int) -> float:
